@@ -1,0 +1,1 @@
+"""Face-diffuser: person-centric text-to-image generation in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""Everything that turns prompts and subjects into the cross-attention context."""

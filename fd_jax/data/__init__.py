@@ -1,0 +1,1 @@
+"""From files and prompts to arrays on the host."""

@@ -1,0 +1,207 @@
+"""Photographs of subjects: from any image file to the pixels that the image encoder takes."""
+
+import contextlib
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt8
+from PIL import ExifTags, Image
+
+Photograph = str | os.PathLike | Image.Image | np.ndarray
+
+MAX_PIXELS = 178_956_970  # Pillow refuses larger files unless told otherwise
+MIN_SIDE = 2
+MAX_ASPECT = 100  # beyond, resizing to 224 leaves two columns or fewer
+
+# What Pillow raises on damaged files, apart from its own errors: each format has its habits.
+_DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, RuntimeError)
+_DAMAGE += (OverflowError, struct.error)
+
+_UPRIGHT = {  # EXIF orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PhotographError(ValueError):
+    """A photograph that cannot be read or used."""
+
+
+def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the photograph as RGB, upright, in an array of its own.
+
+    Transparent parts become black. Of an animation the first frame is read (of an open PIL image
+    the current one). Colour profiles are not applied.
+
+    Args:
+        source: The path of a file that Pillow can read, a PIL image, or an array of uint8 or of
+            floats in [0, 1], shaped (h, w) or (h, w, c) with 1, 3 or 4 channels.
+
+    Raises:
+        PhotographError: The file is missing, damaged or cut short, or is no image; the image is
+            too large or too small, or its mode, dtype, shape or range has no known meaning.
+    """
+    if isinstance(source, np.ndarray):
+        return _rgb(_image_of_array(source), "photograph array")
+    if isinstance(source, Image.Image):
+        return _rgb(source, f"photograph {getattr(source, 'filename', '') or source!r}")
+    if not isinstance(source, str | os.PathLike):
+        raise PhotographError(
+            f"photograph is a {type(source).__name__}, expected a path, a PIL image or an array"
+        )
+
+    name = f"photograph {os.fspath(source)}"
+    if os.path.isdir(source):
+        raise PhotographError(f"{name} is a folder, expected an image file")
+    if os.path.isfile(source) and os.path.getsize(source) == 0:
+        raise PhotographError(f"{name} is empty")
+    with _errors_named(name):
+        image = Image.open(source)
+    with image:
+        return _rgb(image, name)
+
+
+def subject_pixels(
+    photograph: UInt8[np.ndarray, "h w 3"], resolution: int
+) -> Float32[np.ndarray, "r r 3"]:
+    """Returns the photograph in [0, 1], padded to a square with black, then resized.
+
+    Antialiased bilinear interpolation, rounded to 256 levels because torchvision resizes 8-bit
+    images so: equal to the released code, level for level, on any machine.
+    """
+    height, width, _ = photograph.shape
+    # An odd difference leaves the square one pixel short, which the resize makes up for.
+    padding = abs(height - width) // 2
+    top, left = (0, padding) if height > width else (padding, 0)
+    columns = _pad_and_resize(photograph.swapaxes(0, 1), left, resolution)
+    square = _pad_and_resize(columns.swapaxes(0, 1), top, resolution)
+    return np.round(square) / np.float32(255)
+
+
+def _pad_and_resize(
+    pixels: Shaped[np.ndarray, "n m 3"], padding: int, resolution: int
+) -> Float32[np.ndarray, "r m 3"]:
+    """Pads the first axis with black at both ends and resizes it."""
+    # Every float32 here, and the order of the sums, is PyTorch's. Exact weights would put one
+    # value in a few thousand on the next of the 256 levels.
+    length = len(pixels)
+    size = length + 2 * padding
+    scale = np.float32(size) / np.float32(resolution)
+    reach = max(scale, np.float32(1))
+    centres = scale * (np.arange(resolution, dtype=np.float32) + np.float32(0.5))
+    first = np.maximum((centres - reach + np.float32(0.5)).astype(int), 0)
+    count = int(2 * reach) + 2
+
+    def triangle(taps):
+        distances = taps.astype(np.float32) - centres[:, None] + np.float32(0.5)
+        return np.maximum(1 - np.abs(distances * (1 / reach)), 0)
+
+    taps = first[:, None] + np.arange(count)
+    total = np.cumsum(np.where(taps < size, triangle(taps), 0), axis=1)[:, -1:]
+    # Black adds nothing, so it need not exist: squaring a long thin image could fill the memory.
+    taps = np.maximum(first, padding)[:, None] + np.arange(min(count, length))
+    weights = np.where(taps < padding + length, triangle(taps) / total, 0)
+    taps = np.minimum(taps - padding, length - 1)
+
+    resized = np.zeros((resolution, *pixels.shape[1:]), np.float32)
+    for tap, weight in zip(taps.T, weights.T.astype(np.float64), strict=True):
+        # PyTorch's multiply-add is fused: float64 holds the product, and one rounding follows.
+        resized = (resized + pixels[tap] * weight[:, None, None]).astype(np.float32)
+    return resized
+
+
+def _image_of_array(array: np.ndarray) -> Image.Image:
+    described = f"photograph array of shape {array.shape} and dtype {array.dtype}"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise PhotographError(f"{described}: expected (h, w) or (h, w, c) with 1, 3 or 4 channels")
+    _check_size(described, width=array.shape[1], height=array.shape[0])
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # so that NaN is refused too
+            raise PhotographError(f"{described} spans {low} to {high}, expected floats in [0, 1]")
+        array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise PhotographError(f"{described}: expected uint8, or floats in [0, 1]")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _check_size(name: str, *, width: int, height: int) -> None:
+    size = f"{name} is {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise PhotographError(f"{size}, {width * height} in all, expected {MAX_PIXELS} at most")
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+        raise PhotographError(
+            f"{size}, expected sides of at least {MIN_SIDE}, one at most {MAX_ASPECT} times the "
+            "other"
+        )
+
+
+@contextlib.contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Turns what Pillow raises on files it cannot read into errors that name the file."""
+    try:
+        with warnings.catch_warnings():
+            # Of sizes within MAX_PIXELS, and of metadata that no pixel depends on.
+            warnings.simplefilter("ignore")
+            yield
+    except FileNotFoundError as error:
+        raise PhotographError(f"{name} does not exist") from error
+    except Image.UnidentifiedImageError as error:
+        raise PhotographError(f"{name} is no image of a kind that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        raise PhotographError(f"{name} is too large: {error}") from error
+    except _DAMAGE as error:
+        raise PhotographError(f"{name} cannot be read: {error}") from error
+
+
+def _rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    _check_size(name, width=image.width, height=image.height)  # before anything is decoded
+    with _errors_named(name):
+        image.load()
+    _check_size(name, width=image.width, height=image.height)  # icons know theirs only now
+    upright = _upright(image)
+
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bit(image, name)
+    try:
+        if image.has_transparency_data:
+            # Black like the padding. Dropping alpha, as the released code does, would bring back
+            # what a cut-out hides, often the whole former background.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = image.convert("RGB")
+    except ValueError as error:
+        raise PhotographError(f"{name} has the unsupported mode {image.mode}") from error
+    return np.array(image if upright is None else image.transpose(upright))
+
+
+def _upright(image: Image.Image) -> Image.Transpose | None:
+    """What the orientation in the metadata asks for; nothing where that cannot be read."""
+    # The released code ignores it, so that a face may lie on its side.
+    with warnings.catch_warnings(), contextlib.suppress(*_DAMAGE):
+        warnings.simplefilter("ignore")
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return None
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """Scales 16-bit, 32-bit and float greys, which Pillow itself would clip at 255."""
+    grey = np.asarray(image).astype(np.float32)
+    low, high = grey.min(), grey.max()
+    if not (low >= 0 and high <= 65535):  # so that NaN is refused too
+        raise PhotographError(
+            f"{name} of mode {image.mode} spans {low} to {high}, expected 0 to 65535"
+        )
+    # Modes I and F do not say what is white; files and Pillow's conversions use these values.
+    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    white = next(white for white in whites if high <= white)
+    return Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Everything that consumes the context or pixels: UNet and VAE."""

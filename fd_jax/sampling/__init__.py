@@ -1,0 +1,1 @@
+"""Three-stage sampling with saliency-adaptive noise fusion."""
