@@ -1,0 +1,43 @@
+"""Prompts and subjects to the contexts that both models are guided with."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fd_jax.conditioning.clip_text import TextEncoder
+from fd_jax.conditioning.clip_vision import ImageEncoder
+from fd_jax.conditioning.subject_fusion import SubjectFusion
+from fd_jax.types import HasSubject, SubjectEmbeds, SubjectIndex, SubjectPixels, Tokens
+
+
+def embed_subjects(image_encoder: ImageEncoder, pixels: SubjectPixels) -> SubjectEmbeds:
+    """Returns one embedding per photograph."""
+    b, s, *image = pixels.shape
+    return image_encoder(pixels.reshape(b * s, *image)).reshape(b, s, -1)
+
+
+def encode(
+    text_encoder: TextEncoder,
+    image_encoder: ImageEncoder,
+    subject_fusion: SubjectFusion,
+    input_ids: Tokens,
+    null_ids: Tokens,
+    pixels: SubjectPixels,
+    index: SubjectIndex,
+    has_subject: HasSubject,
+) -> Float[Array, "3 b n d"]:
+    """Returns the contexts of the negative prompt, the prompt, and the prompt with its subjects.
+
+    Args:
+        text_encoder: Encodes both prompts.
+        image_encoder: Encodes the subjects.
+        subject_fusion: Writes subjects into words.
+        input_ids: Tokens of the prompt, without markers.
+        null_ids: Tokens of the negative prompt.
+        pixels: Photographs.
+        index: Position of each subject's token.
+        has_subject: Which subjects there are.
+    """
+    null, text = jnp.split(text_encoder(jnp.concatenate([null_ids, input_ids])), 2)
+    subjects = embed_subjects(image_encoder, pixels)
+    augmented = subject_fusion(text, subjects, index, has_subject)
+    return jnp.stack([null, text, augmented])

@@ -1,0 +1,61 @@
+"""Writes subjects into the words of a prompt (FastComposer, arXiv:2305.10431)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from fd_jax.conditioning.clip_layers import layer_norm
+from fd_jax.types import Context, HasSubject, SubjectEmbeds, SubjectIndex
+
+
+class FusionMLP(nnx.Module):
+    """fc2(gelu(fc1(norm(x)))), with the exact GELU."""
+
+    def __init__(self, in_dim: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.layernorm = layer_norm(in_dim, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(in_dim, dim, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s i"]) -> Float[Array, "b s d"]:
+        return self.fc2(jax.nn.gelu(self.fc1(self.layernorm(x)), approximate=False))
+
+
+class SubjectFusion(nnx.Module):
+    """Replaces the encoding of each subject's token by a mixture of it and the subject.
+
+    Args:
+        dim: Width of the text encoding and of the subjects' embeddings.
+        dtype: Dtype of the computation, except in norms.
+        rngs: Keys for parameter initialization. None is kept after construction.
+    """
+
+    def __init__(self, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        common = {"dtype": dtype, "rngs": rngs}
+        self.mlp1 = FusionMLP(2 * dim, dim, **common)
+        self.mlp2 = FusionMLP(dim, dim, **common)
+        self.layer_norm = layer_norm(dim, **common)
+
+    def __call__(
+        self,
+        text: Context,
+        subjects: SubjectEmbeds,
+        index: SubjectIndex,
+        has_subject: HasSubject,
+    ) -> Context:
+        """Returns `text` with its subjects' tokens replaced.
+
+        Args:
+            text: Output of the text encoder.
+            subjects: Output of the image encoder.
+            index: Position of each subject's token.
+            has_subject: Which subjects there are. The others change nothing.
+        """
+        psi = jnp.take_along_axis(text, index[:, :, None], axis=1)
+        h = self.mlp1(jnp.concatenate([psi, subjects.astype(psi.dtype)], axis=-1)) + psi
+        h = self.layer_norm(self.mlp2(h) + h)
+        # An absent subject's position is beyond the end, where `drop` writes nothing.
+        index = jnp.where(has_subject, index, text.shape[1])
+        rows = jnp.arange(text.shape[0])[:, None]
+        return text.at[rows, index].set(h, mode="drop")

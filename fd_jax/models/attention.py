@@ -1,0 +1,131 @@
+"""Transformer between the convolutions of the UNet: self-attention, then the context."""
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from fd_jax import ops
+from fd_jax.models.blocks import conv1x1, group_norm
+from fd_jax.types import Context
+
+AttentionMap = Float[Array, "b heads q k"]  # each query's probabilities over the keys
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of `dim` channels to a context of `context_dim`."""
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        num_heads: int,
+        kind: ops.AttentionKind,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.kind = num_heads, kind
+        self.to_q = nnx.Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b q c"], context: Float[Array, "b k d"], *, return_map: bool = False
+    ) -> tuple[Float[Array, "b q c"], AttentionMap | None]:
+        def heads(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], self.num_heads, -1)
+
+        q, k, v = heads(self.to_q(x)), heads(self.to_k(context)), heads(self.to_v(context))
+        probs = None
+        if return_map:
+            probs = ops.attention_probs(q, k)
+            y = ops.weigh(probs, v)
+        else:
+            y = ops.attention(q, k, v, kind=self.kind)
+        return self.to_out(y.reshape(x.shape)), probs
+
+
+class FeedForward(nnx.Module):
+    """GEGLU (arXiv:2002.05202): of eight times the width, one half gates the other."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.proj_in = nnx.Linear(dim, 8 * dim, dtype=dtype, rngs=rngs)
+        self.proj_out = nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        value, gate = jax.numpy.split(self.proj_in(x), 2, axis=-1)
+        return self.proj_out(value * jax.nn.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and feed-forward, each on its own residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        num_heads: int,
+        kind: ops.AttentionKind,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        def norm():
+            return nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+        attention = {"num_heads": num_heads, "kind": kind, "dtype": dtype, "rngs": rngs}
+        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.attn1 = Attention(dim, dim, **attention)
+        self.attn2 = Attention(dim, context_dim, **attention)
+        self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Context, *, return_map: bool
+    ) -> tuple[Float[Array, "b n c"], AttentionMap | None]:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)[0]
+        y, probs = self.attn2(self.norm2(x), context, return_map=return_map)
+        x = x + y
+        return x + self.ff(self.norm3(x)), probs
+
+
+class Transformer(nnx.Module):
+    """A transformer block over the pixels of a feature map.
+
+    Args:
+        dim: Channels of the feature map.
+        context_dim: Width of the context.
+        num_heads: Attention heads.
+        groups: Groups of the normalization in front.
+        kind: How self-attention and cross-attention are computed, see `ops.attention`.
+        dtype: Dtype of the computation, except in norms and softmax.
+        rngs: Keys for parameter initialization. None is kept after construction.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        num_heads: int,
+        groups: int,
+        kind: ops.AttentionKind,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "rngs": rngs}
+        self.norm = group_norm(dim, groups, 1e-6, **common)
+        self.proj_in = conv1x1(dim, dim, **common)
+        block = TransformerBlock(dim, context_dim, num_heads=num_heads, kind=kind, **common)
+        self.transformer_blocks = nnx.List([block])
+        self.proj_out = conv1x1(dim, dim, **common)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Context, *, return_map: bool = False
+    ) -> tuple[Float[Array, "b h w c"], AttentionMap | None]:
+        b, h, w, c = x.shape
+        y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        y, probs = self.transformer_blocks[0](y, context, return_map=return_map)
+        return x + self.proj_out(y.reshape(b, h, w, c)), probs

@@ -1,0 +1,77 @@
+"""Layers that the UNet and the VAE are built of."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def group_norm(channels: int, groups: int, eps: float, **kwargs) -> nnx.GroupNorm:
+    """Normalization over groups of channels, its statistics in float32 by PyTorch's two passes."""
+    return nnx.GroupNorm(
+        channels, num_groups=groups, epsilon=eps, use_fast_variance=False, **kwargs
+    )
+
+
+# PyTorch pads both sides where Flax's default pads one, at stride 2.
+conv3x3 = partial(nnx.Conv, kernel_size=(3, 3), padding=1)
+conv1x1 = partial(nnx.Conv, kernel_size=(1, 1), padding=0)
+
+
+class ResBlock(nnx.Module):
+    """Norm, SiLU and convolution twice; the time embedding, if any, is added in between.
+
+    Args:
+        in_channels: Width of the input. A 1x1 convolution joins it to the output if they differ.
+        out_channels: Width of the output.
+        time_dim: Width of the time embedding; None for the VAE, which has none.
+        groups: Groups of the normalizations.
+        eps: Epsilon of the normalizations.
+        dtype: Dtype of the computation, except in the normalizations.
+        rngs: Keys for parameter initialization. None is kept after construction.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int | None,
+        *,
+        groups: int,
+        eps: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "rngs": rngs}
+        self.norm1 = group_norm(in_channels, groups, eps, **common)
+        self.conv1 = conv3x3(in_channels, out_channels, **common)
+        if time_dim is not None:
+            self.time_emb_proj = nnx.Linear(time_dim, out_channels, **common)
+        self.norm2 = group_norm(out_channels, groups, eps, **common)
+        self.conv2 = conv3x3(out_channels, out_channels, **common)
+        if in_channels != out_channels:
+            self.conv_shortcut = conv1x1(in_channels, out_channels, **common)
+
+    def __call__(
+        self, x: Float[Array, "b h w c_in"], temb: Float[Array, "b t"] | None = None
+    ) -> Float[Array, "b h w c_out"]:
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        if temb is not None:
+            y = y + self.time_emb_proj(nnx.silu(temb))[:, None, None, :]
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return y + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Doubles height and width by repeating pixels."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def silu_conv_out(norm: nnx.GroupNorm, conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Array:
+    """The end of each of the networks."""
+    return conv(jax.nn.silu(norm(x)))

@@ -1,0 +1,195 @@
+"""The UNet of Stable Diffusion 1.x, which both the TDM and the SDM are."""
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from fd_jax import ops
+from fd_jax.config import UNetConfig
+from fd_jax.models.attention import AttentionMap, Transformer
+from fd_jax.models.blocks import ResBlock, conv3x3, group_norm, silu_conv_out, upsample
+from fd_jax.types import Context, Latents
+
+Features = Float[Array, "b h w c"]
+
+
+class Level(nnx.Module):
+    """One level of the UNet: residual blocks, each followed by a transformer if it attends.
+
+    Args:
+        config: Sizes of the whole UNet.
+        widths: (in, out) channels of each residual block.
+        attends: Whether the level has transformers.
+        dtype: Dtype of the computation.
+        kind: How attention is computed.
+        rngs: Keys for parameter initialization.
+        num_transformers: Fewer than residual blocks in the middle, which begins with a block.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        widths: list[tuple[int, int]],
+        *,
+        attends: bool,
+        dtype: DTypeLike,
+        kind: ops.AttentionKind,
+        rngs: nnx.Rngs,
+        num_transformers: int | None = None,
+    ):
+        time_dim, groups = 4 * config.block_out_channels[0], config.norm_num_groups
+        common = {"groups": groups, "dtype": dtype, "rngs": rngs}
+        self.resnets = nnx.List(
+            [ResBlock(*width, time_dim, eps=config.norm_eps, **common) for width in widths]
+        )
+        if attends:
+            dim = widths[-1][1]
+            transformer = {"num_heads": config.num_heads, "kind": kind, **common}
+            self.attentions = nnx.List(
+                [
+                    Transformer(dim, config.cross_attention_dim, **transformer)
+                    for _ in range(num_transformers or len(widths))
+                ]
+            )
+
+
+class UNet(nnx.Module):
+    """Predicts the noise in latents at a timestep, given a context.
+
+    Args:
+        config: Sizes.
+        dtype: Dtype of the computation. Norms and softmax stay float32, parameters as they are.
+        attention: How attention is computed, see `ops.attention`.
+        rngs: Keys for parameter initialization. None is kept after construction.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        attention: ops.AttentionKind = "auto",
+        rngs: nnx.Rngs,
+    ):
+        channels, depth = config.block_out_channels, config.layers_per_block
+        common = {"dtype": dtype, "rngs": rngs}
+        level = {"kind": attention, **common}
+        self.config, self.dtype = config, dtype
+        self.conv_in = conv3x3(config.in_channels, channels[0], **common)
+        self.time_embedding = TimeEmbedding(channels[0], **common)
+
+        skips = [channels[0]]  # widths of what the way down keeps for the way up
+        width = channels[0]
+        down, downsamplers = [], []
+        for i, (out, attends) in enumerate(zip(channels, config.has_attention, strict=True)):
+            widths = [(width, out)] + [(out, out)] * (depth - 1)
+            down.append(Level(config, widths, attends=attends, **level))
+            is_last = i == len(channels) - 1
+            if not is_last:
+                downsamplers.append(conv3x3(out, out, strides=2, **common))
+            skips += [out] * (depth if is_last else depth + 1)
+            width = out
+        self.down_blocks = nnx.List(down)
+        self.downsamplers = nnx.List(downsamplers)
+
+        self.mid_block = Level(
+            config, [(width, width)] * 2, attends=True, num_transformers=1, **level
+        )
+
+        up, upsamplers = [], []
+        mirrored = zip(reversed(channels), reversed(config.has_attention), strict=True)
+        for i, (out, attends) in enumerate(mirrored):
+            widths = []
+            for _ in range(depth + 1):
+                widths.append((width + skips.pop(), out))
+                width = out
+            up.append(Level(config, widths, attends=attends, **level))
+            if i < len(channels) - 1:
+                upsamplers.append(conv3x3(out, out, **common))
+        self.up_blocks = nnx.List(up)
+        self.upsamplers = nnx.List(upsamplers)
+
+        self.conv_norm_out = group_norm(
+            channels[0], config.norm_num_groups, config.norm_eps, **common
+        )
+        self.conv_out = conv3x3(channels[0], config.out_channels, **common)
+
+    def __call__(self, x: Latents, t: Int[Array, " b"], context: Context) -> Latents:
+        """Returns the predicted noise in float32.
+
+        Args:
+            x: Noisy latents. Height and width are multiples of `config.downscale`.
+            t: Timesteps, 0..999.
+            context: Text encoding, maybe augmented with subjects.
+        """
+        return self.with_maps(x, t, context, ())[0]
+
+    def with_maps(
+        self, x: Latents, t: Int[Array, " b"], context: Context, levels: Collection[str]
+    ) -> tuple[Latents, dict[str, AttentionMap]]:
+        """Returns the predicted noise and the cross-attention maps of some levels.
+
+        Args:
+            x: Noisy latents.
+            t: Timesteps.
+            context: What the maps are over.
+            levels: Names such as `down_blocks.1`, `mid_block`, `up_blocks.2`.
+
+        Returns:
+            The noise, and by name of the layer (`down_blocks.1.attentions.0`) its probabilities
+            in float32. The queries are pixels, row by row.
+        """
+        maps: dict[str, AttentionMap] = {}
+
+        def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Features:
+            h = level.resnets[i](h, temb)
+            if hasattr(level, "attentions"):
+                h = attend(name, level, i, h)
+            return h
+
+        def attend(name: str, level: Level, i: int, h: Features) -> Features:
+            h, probs = level.attentions[i](h, context, return_map=name in levels)
+            if probs is not None:
+                maps[f"{name}.attentions.{i}"] = probs
+            return h
+
+        x, context = x.astype(self.dtype), context.astype(self.dtype)
+        temb = self.time_embedding(t)
+        h = self.conv_in(x)
+        skips = [h]
+        for i, level in enumerate(self.down_blocks):
+            for j in range(len(level.resnets)):
+                h = layers(f"down_blocks.{i}", level, j, h, temb)
+                skips.append(h)
+            if i < len(self.downsamplers):
+                h = self.downsamplers[i](h)
+                skips.append(h)
+
+        first, last = self.mid_block.resnets
+        h = last(attend("mid_block", self.mid_block, 0, first(h, temb)), temb)
+
+        for i, level in enumerate(self.up_blocks):
+            for j in range(len(level.resnets)):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = layers(f"up_blocks.{i}", level, j, h, temb)
+            if i < len(self.upsamplers):
+                h = self.upsamplers[i](upsample(h))
+
+        eps = silu_conv_out(self.conv_norm_out, self.conv_out, h)
+        return eps.astype(jnp.float32), maps
+
+
+class TimeEmbedding(nnx.Module):
+    """A two-layer network over the sinusoids of a timestep."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.dim, self.dtype = dim, dtype
+        self.linear_1 = nnx.Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = nnx.Linear(4 * dim, 4 * dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, t: Int[Array, " b"]) -> Float[Array, "b d"]:
+        sinusoids = ops.time_embedding(t, self.dim).astype(self.dtype)
+        return self.linear_2(nnx.silu(self.linear_1(sinusoids)))

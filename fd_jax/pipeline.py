@@ -1,0 +1,346 @@
+"""Face-diffuser as users call it: from checkpoints, prompts and photographs to pictures."""
+
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from fd_jax import ops, sharding
+from fd_jax.checkpoints.folders import load_folder, read_configs
+from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
+from fd_jax.checkpoints.torch_weights import Placement
+from fd_jax.config import Configs
+from fd_jax.data.captions import Tokenizer, load_tokenizer
+from fd_jax.data.photographs import Photograph
+from fd_jax.data.references import make_requests
+from fd_jax.networks import Networks, make_networks
+from fd_jax.programs import Batch, ModelParams, Programs, fetch
+from fd_jax.sampling.generate import Trace
+from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
+from fd_jax.schedule import ScheduleConfig
+
+OutputType = Literal["pil", "np", "latents"]
+Pictures = list[Image.Image] | np.ndarray
+
+
+class SamplingTrace(NamedTuple):
+    """What the models did at each of n evaluations, for b pictures.
+
+    Attributes:
+        steps: The table of the evaluations.
+        tdm_saliency: A distribution over pixels; NaN where the TDM was not evaluated.
+        sdm_saliency: The same of the SDM.
+        sdm_weight: Share of the SDM in the noise: in the fusion stage the mask.
+        x0: The latents that the noise predicts, for `FaceDiffuser.decode`.
+    """
+
+    steps: Steps
+    tdm_saliency: Float[np.ndarray, "n b h w"]
+    sdm_saliency: Float[np.ndarray, "n b h w"]
+    sdm_weight: Float[np.ndarray, "n b h w"]
+    x0: Float[np.ndarray, "n b h w 4"]
+
+
+class FaceDiffuser:
+    """Makes pictures of given people from prompts.
+
+    Attributes:
+        configs: Sizes of the networks.
+        schedule: Noise schedule of both models.
+        mesh: Devices. Pictures are divided over them, parameters are on all.
+        left_behind: Names of tensors in the checkpoints that are no weights.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        params: ModelParams,
+        tokenizer: Tokenizer,
+        configs: Configs,
+        schedule: ScheduleConfig,
+        mesh: Mesh,
+        left_behind: Sequence[str] = (),
+    ):
+        self.tokenizer, self.configs, self.schedule = tokenizer, configs, schedule
+        self.mesh, self.left_behind = mesh, tuple(left_behind)
+        self.programs = Programs(networks, params, mesh)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | os.PathLike,
+        sdm: str | os.PathLike,
+        tdm: str | os.PathLike,
+        image_encoder: str | os.PathLike,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        attention: ops.AttentionKind = "auto",
+        progress: bool = False,
+    ) -> Self:
+        """Reads checkpoints.
+
+        Args:
+            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
+                noise schedule, and the sizes of UNet and text encoder.
+            sdm: The released subject-augmented model: its file, or the folder with
+                `pytorch_model.bin` or `model.safetensors`. Gives text encoder, image encoder,
+                subject fusion and the UNet that makes persons.
+            tdm: The released text-driven model, likewise. Gives the UNet that makes scenes.
+            image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
+                Gives its sizes.
+            dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver.
+            mesh: Devices, by default all of this process; see `fd_jax.sharding.make_mesh`.
+            attention: How attention is computed, see `fd_jax.ops.attention`.
+            progress: Whether to show how far reading is.
+
+        Raises:
+            ValueError: A config or weight is not what it should be; the message names it.
+            FileNotFoundError: The tokenizer is missing.
+        """
+        compute_dtype = ops.as_dtype(dtype)
+        configs, schedule = read_configs(base, image_encoder)
+        tokenizer = load_tokenizer(Path(base) / "tokenizer")
+        mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
+        networks = make_networks(configs, dtype=compute_dtype, attention=attention)
+        abstract = {key: getattr(networks, key).abstract for key in SDM_PARTS}
+        where = sharding.replicated(mesh)
+        with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
+            placement = Placement(compute_dtype, lambda path, shape: where, bar.update)
+            wanted = ["text_encoder", "image_encoder", "subject_fusion", "unet"]
+            persons, left = load_released(sdm, SDM_PARTS, abstract, placement, wanted=wanted)
+            scenes, more = load_released(tdm, TDM_PARTS, abstract, placement, wanted=["unet"])
+            vae, rest = load_folder("vae", Path(base) / "vae", abstract["vae"], placement)
+        params = ModelParams(
+            *map(persons.get, wanted[:3]), sdm=persons["unet"], tdm=scenes["unet"], vae=vae
+        )
+        return cls(networks, params, tokenizer, configs, schedule, mesh, left + more + rest)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        references: Photograph | Sequence[Photograph] | Sequence[Sequence[Photograph]] = (),
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        num_images: int = 1,
+        num_steps: int = 50,
+        alpha: float = 0.3,
+        beta: float = 0.6,
+        fusion_start: int | None = None,
+        fusion_end: int | None = None,
+        guidance_scale: float = 5.0,
+        solver: str = "ddim",
+        seed: int | Sequence[int] = 0,
+        height: int | None = None,
+        width: int | None = None,
+        object_resolution: int = 224,
+        latents: Float[Array | np.ndarray, "b h w 4"] | None = None,
+        output_type: OutputType = "pil",
+        mode: str = "snf",
+        sdm_weight: float = 0.5,
+        smoothing: str = "box",
+        batch_size: int | None = None,
+        progress: bool = False,
+        trace: bool = False,
+    ) -> Pictures | tuple[Pictures, SamplingTrace]:
+        """Makes pictures.
+
+        Everything is checked before anything is computed. What changes only numbers (alpha, beta,
+        borders, guidance, seed, prompts, photographs, mode) compiles nothing new.
+
+        Args:
+            prompts: A prompt such as `a man <|image|> reading`, or several.
+            references: The photographs of the prompt, in the order of its markers: paths, PIL
+                images or arrays. For several prompts a list of such lists.
+            negative_prompt: What the TDM is guided away from; one for all prompts or one each.
+            num_images: Pictures of each prompt.
+            num_steps: Steps of the solver.
+            alpha: Share of the steps after which the fusion stage begins.
+            beta: Share of the steps after which the subject stage begins.
+            fusion_start: First evaluation of the fusion stage, in place of alpha.
+            fusion_end: First evaluation of the subject stage, in place of beta.
+            guidance_scale: Of classifier-free guidance; 1 is none.
+            solver: `ddim`, `pndm` or `dpmsolver++`.
+            seed: 0..2**32 - 1; one for all prompts or one each. A picture follows from its seed,
+                its number among the pictures of its prompt, prompt and photographs: not from the
+                batch that it is in, nor from the devices.
+            height: In pixels; by default what the models were trained for.
+            width: In pixels.
+            object_resolution: Side to which photographs are resized first.
+            latents: Noise to begin with in place of the seed's, one row per picture.
+            output_type: `pil`; `np`, [batch, height, width, 3] in 0..1; or `latents`.
+            mode: `snf`; for comparison `weighted`, `delayed`, `tdm` or `sdm`.
+            sdm_weight: The SDM's weight in mode `weighted`.
+            smoothing: Of the saliency, `box` or `gaussian`.
+            batch_size: Pictures made at a time; by default all.
+            progress: Whether to show how far sampling is.
+            trace: Whether to return too what happened at every evaluation.
+
+        Returns:
+            All pictures, those of the first prompt first; with `trace` also the trace.
+
+        Raises:
+            ValueError: An argument is not what it should be; the message names it.
+        """
+        settings = SamplerConfig(
+            num_steps=num_steps,
+            alpha=alpha,
+            beta=beta,
+            fusion_start=fusion_start,
+            fusion_end=fusion_end,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            mode=mode,
+            sdm_weight=sdm_weight,
+            smoothing=smoothing,
+        )
+        steps = make_steps(settings, self.schedule)
+        if output_type not in get_args(OutputType):
+            raise ValueError(
+                f"output_type is {output_type!r}, expected one of {get_args(OutputType)}"
+            )
+        size = self.latent_size(height, width)
+        prompts, references = _as_lists(prompts, references)
+        count = len(prompts)
+        total = count * _whole("num_images", num_images)
+        batch_size = min(_whole("batch_size", batch_size or total), total)
+        requests = make_requests(
+            self.tokenizer,
+            prompts,
+            references,
+            _one_each("negative_prompt", negative_prompt, count),
+            object_resolution=object_resolution,
+            needs_subjects=mode != "tdm",
+        )
+        if latents is not None:
+            latents = _check_latents(latents, (total, *size, 4))
+        seeds = [_whole("seed", seed, 0, 2**32 - 1) for seed in _one_each("seed", seed, count)]
+
+        # Whole batches, each a multiple of the devices, so that one program makes them all. What
+        # is too many repeats the last picture.
+        batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        pictures = np.arange(-(-total // batch_size) * batch_size).clip(max=total - 1)
+        batches = pictures.reshape(-1, batch_size)
+        made, traces = [], []
+        evaluations = len(steps.stage) * len(batches)
+        with tqdm(
+            desc="sampling", total=evaluations, unit=" evaluations", disable=not progress
+        ) as bar:
+            for rows in batches:
+                prompt, number = np.divmod(rows, num_images)
+                batch = Batch(
+                    jax.tree.map(lambda column, prompt=prompt: column[prompt], requests),
+                    np.array(seeds, np.uint32)[prompt],
+                    number.astype(np.int32),
+                    None if latents is None else latents[rows],
+                )
+                x, seen = self.programs.generate(
+                    *(batch, steps, guidance_scale, size, bar), smoothing=smoothing, trace=trace
+                )
+                made.append(fetch(x if output_type == "latents" else self.programs.decode(x)))
+                traces.append(seen)
+        result = np.concatenate(made)[:total]
+        if output_type == "pil":
+            result = [Image.fromarray(picture) for picture in to_uint8(result)]
+        return (result, _join(traces, steps, total)) if trace else result
+
+    def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
+        """Returns the images, in 0..1, of scaled latents."""
+        count = len(latents)
+        padded = np.arange(-(-count // self.mesh.size) * self.mesh.size).clip(max=count - 1)
+        latents = np.asarray(latents, np.float32)[padded]
+        on_mesh = sharding.put(latents, sharding.batched(self.mesh))
+        return fetch(self.programs.decode(on_mesh))[:count]
+
+    def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Returns height and width of the latents of a picture. Raises ValueError."""
+        scale = self.configs.vae.downscale
+        unit = scale * self.configs.unet.downscale
+        size = []
+        for name, pixels in (("height", height), ("width", width)):
+            pixels = self.configs.unet.sample_size * scale if pixels is None else pixels
+            if _whole(name, pixels) % unit:
+                raise ValueError(f"{name} is {pixels}, expected a multiple of {unit}")
+            size.append(int(pixels) // scale)
+        return size[0], size[1]
+
+
+def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Returns images in 0..1 as 256 levels."""
+    return np.round(images * 255).astype(np.uint8)
+
+
+def _as_lists(prompts: Any, references: Any) -> tuple[list[str], list[list[Photograph]]]:
+    """One prompt or several, with their photographs, as lists of equal length."""
+    kinds = (str, os.PathLike, Image.Image, np.ndarray)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+        references = [[references] if isinstance(references, kinds) else references or []]
+    elif len(references) == 0:
+        references = [[] for _ in prompts]
+    if not prompts:
+        raise ValueError("there are no prompts, expected at least one")
+    if isinstance(references, kinds) or len(references) != len(prompts):
+        found = type(references).__name__ if isinstance(references, kinds) else len(references)
+        raise ValueError(
+            f"references for {len(prompts)} prompts are {found}, expected {len(prompts)} lists"
+        )
+    for photographs in references:
+        if isinstance(photographs, kinds):
+            raise ValueError(
+                f"references of a prompt are a {type(photographs).__name__}, expected a list of "
+                "photographs for each prompt"
+            )
+    return list(prompts), [list(photographs) for photographs in references]
+
+
+def _one_each(name: str, value: Any, count: int) -> list:
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        if len(value) != count:
+            raise ValueError(f"{name} has {len(value)} values, expected one or {count}")
+        return list(value)
+    return [value] * count
+
+
+def _whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        expected = f"from {low} up" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name} is {value!r}, expected a whole number {expected}")
+    return number
+
+
+def _check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:
+    latents = np.asarray(latents, np.float32)
+    if latents.shape != shape:
+        raise ValueError(f"latents have shape {latents.shape}, expected {shape}")
+    if not np.isfinite(latents).all():
+        raise ValueError("latents have values that are NaN or infinite")
+    return latents
+
+
+def _join(traces: list[Trace], steps: Steps, total: int) -> SamplingTrace:
+    """Joins the traces of batches, and blanks what was not evaluated."""
+    trace = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, :total], *traces)
+
+    def blank(saliency: np.ndarray, is_used: np.ndarray) -> np.ndarray:
+        return np.where(is_used[:, None, None, None], saliency, np.nan)
+
+    return SamplingTrace(
+        steps,
+        blank(trace.tdm_saliency, steps.use_tdm),
+        blank(trace.sdm_saliency, steps.use_sdm),
+        trace.sdm_weight,
+        trace.x0,
+    )

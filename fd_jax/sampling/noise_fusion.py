@@ -1,0 +1,54 @@
+"""Saliency-adaptive noise fusion (SNF), arXiv:2311.10329."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fd_jax import ops
+from fd_jax.types import Latents
+
+Smoothing = Literal["box", "gaussian"]
+Saliency = Float[Array, "b h w 1"]
+
+
+def saliency(response: Latents, smoothing: Smoothing = "box") -> Saliency:
+    """How strongly each latent pixel responds to the condition.
+
+    Args:
+        response: Guidance response, scale * (eps_cond - eps_uncond).
+        smoothing: `box`, the 4x4 mean of the released code, or `gaussian`, 3x3 with sigma 1, as
+            in the paper's text.
+
+    Returns:
+        A distribution over the pixels of each image: softmax of the smoothed absolute response,
+        averaged over channels.
+    """
+    x = jnp.abs(response.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+    smooth = _box(x) if smoothing == "box" else _gaussian(x)
+    return jax.nn.softmax(smooth, axis=(1, 2))
+
+
+def saliency_mask(tdm: Saliency, sdm: Saliency) -> Bool[Array, "b h w 1"]:
+    """Where the SDM is the more salient. Ties go to the TDM."""
+    return sdm > tdm
+
+
+def _box(x: Saliency) -> Saliency:
+    """4x4 mean, its zero padding of one pixel counted, then back to the size of `x`."""
+    total = jax.lax.reduce_window(
+        x, 0.0, jax.lax.add, (1, 4, 4, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+    return ops.resize(total / 16, x.shape[1:3])
+
+
+def _gaussian(x: Saliency) -> Saliency:
+    weights = np.exp(-(np.array([-1.0, 0.0, 1.0]) ** 2) / 2)
+    weights /= weights.sum()
+    h, w = x.shape[1:3]
+    # Repeated at the edges, so that no darker rim appears as it does under zeros.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = sum(float(weights[i]) * x[:, i : i + h] for i in range(3))
+    return sum(float(weights[i]) * rows[:, :, i : i + w] for i in range(3))

@@ -1,0 +1,158 @@
+"""The three stages as a table: which networks, contexts and blending each evaluation uses."""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Int32
+
+from fd_jax.sampling.noise_fusion import Smoothing
+from fd_jax.sampling.solvers import SolverRows, make_solver_rows
+from fd_jax.schedule import ScheduleConfig
+
+Solver = Literal["ddim", "pndm", "dpmsolver++"]
+Mode = Literal["snf", "weighted", "delayed", "tdm", "sdm"]
+
+SCENE, FUSION, SUBJECT = range(3)
+STAGE_NAMES = ("scene", "fusion", "subject")
+
+NULL, TEXT, AUGMENTED = range(3)  # the contexts: negative prompt, prompt, prompt with subjects
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Sampling in three stages: scene by the TDM, fusion of both models, subject by the SDM."""
+
+    num_steps: int = 50
+    """Steps of the solver."""
+    alpha: float = 0.3
+    """Share of the steps after which the fusion stage begins."""
+    beta: float = 0.6
+    """Share of the steps after which the subject stage begins."""
+    fusion_start: int | None = None
+    """First evaluation of the fusion stage, in place of alpha. The released code's
+    start_merge_step + 1."""
+    fusion_end: int | None = None
+    """First evaluation of the subject stage, in place of beta. The released code's
+    final_step + 1."""
+    guidance_scale: float = 5.0
+    """Strength of classifier-free guidance; 1 is none."""
+    solver: Solver = "ddim"
+    """ddim; pndm as the released code runs it; dpmsolver++, which needs 20 steps or so."""
+    mode: Mode = "snf"
+    """How the models share the work. snf: the three stages with saliency-adaptive noise fusion.
+    For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the SDM alone,
+    subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
+    sdm_weight: float = 0.5
+    """Weight of the SDM's noise in mode weighted."""
+    smoothing: Smoothing = "box"
+    """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
+
+    def __post_init__(self):
+        for name, kinds in (("solver", Solver), ("mode", Mode), ("smoothing", Smoothing)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {get_args(kinds)}"
+                )
+        if type(self.num_steps) is not int or self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps!r}, expected a whole number from 1 up")
+        if not 0 <= self.alpha <= self.beta <= 1:
+            raise ValueError(
+                f"alpha is {self.alpha} and beta is {self.beta}, expected 0 <= alpha <= beta <= 1"
+            )
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
+        if not 0 <= self.sdm_weight <= 1:
+            raise ValueError(f"sdm_weight is {self.sdm_weight}, expected 0..1")
+
+
+class Steps(NamedTuple):
+    """One row per evaluation, noisiest first. Inside the scan the leading axis is gone."""
+
+    solver: SolverRows
+    stage: Int32[Array | np.ndarray, "*n"]  # SCENE, FUSION or SUBJECT
+    use_tdm: Bool[Array | np.ndarray, "*n"]  # whether the TDM is evaluated
+    use_sdm: Bool[Array | np.ndarray, "*n"]
+    sdm_uncond: Int32[Array | np.ndarray, "*n"]  # contexts that the SDM is guided from and to
+    sdm_cond: Int32[Array | np.ndarray, "*n"]
+    use_snf: Bool[Array | np.ndarray, "*n"]  # whether saliency, not a weight, blends the noises
+    sdm_weight: Float32[Array | np.ndarray, "*n"]  # the weight otherwise
+
+    @property
+    def num_evaluations(self) -> int:
+        """UNet evaluations per image: two per network used, as each is guided."""
+        return 2 * int(np.sum(self.use_tdm) + np.sum(self.use_sdm))
+
+
+def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
+    """Builds the table on the host. Raises ValueError where solver and schedule do not fit."""
+    solver = make_solver_rows(config.solver, schedule, config.num_steps)
+    stage = _stages(config, solver)
+    n = len(stage)
+    everywhere, nowhere = np.ones(n, bool), np.zeros(n, bool)
+    use_tdm, use_sdm = {
+        "snf": (stage <= FUSION, stage >= FUSION),
+        "weighted": (stage <= FUSION, stage >= FUSION),
+        "delayed": (nowhere, everywhere),
+        "tdm": (everywhere, nowhere),
+        "sdm": (nowhere, everywhere),
+    }[config.mode]
+    uncond, cond = np.full(n, TEXT, np.int32), np.full(n, AUGMENTED, np.int32)
+    if config.mode == "delayed":
+        uncond, cond = np.full(n, NULL, np.int32), np.where(stage == SCENE, TEXT, AUGMENTED)
+    both = use_tdm & use_sdm
+    return Steps(
+        solver,
+        stage.astype(np.int32),
+        use_tdm,
+        use_sdm,
+        uncond,
+        cond.astype(np.int32),
+        both & (config.mode == "snf"),
+        np.where(both, config.sdm_weight, use_sdm).astype(np.float32),
+    )
+
+
+def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
+    """The stage of each evaluation.
+
+    alpha and beta count steps, so that an evaluation that a solver repeats does not move the
+    borders: 0.3 and 0.6 of PNDM's 50 steps are the 15 and 30 that the released code ships with.
+    """
+    evaluations = len(solver.t)
+    borders = []
+    for name, border, share in (
+        ("fusion_start", config.fusion_start, config.alpha),
+        ("fusion_end", config.fusion_end, config.beta),
+    ):
+        if border is None:
+            # Half up: Python's round would take 2.5 to 2 and 3.5 to 4.
+            first = math.floor(share * config.num_steps + 0.5)
+            border = int(np.searchsorted(solver.step_index, first))
+        elif not 0 <= border <= evaluations:
+            raise ValueError(f"{name} is {border}, expected 0..{evaluations}, the evaluations")
+        borders.append(border)
+    start, end = borders
+    if start > end:
+        raise ValueError(
+            f"the fusion stage would begin at evaluation {start} and end before {end}, expected "
+            "fusion_start <= fusion_end"
+        )
+    order = np.arange(evaluations)
+    return np.where(order < start, SCENE, np.where(order < end, FUSION, SUBJECT))
+
+
+def pad_steps(steps: Steps, length: int) -> Steps:
+    """Appends rows that evaluate nothing and leave the latents as they are."""
+    missing = length - len(steps.stage)
+
+    def pad(column: np.ndarray, value: float = 0) -> np.ndarray:
+        widths = [(0, missing)] + [(0, 0)] * (column.ndim - 1)
+        return np.pad(column, widths, constant_values=value)
+
+    solver = steps.solver
+    kept = {name: pad(getattr(solver, name), 1) for name in ("alpha", "base_weight")}
+    rest = {name: pad(getattr(solver, name)) for name in solver._fields if name not in kept}
+    columns = {name: pad(getattr(steps, name)) for name in steps._fields if name != "solver"}
+    return Steps(solver=SolverRows(**kept, **rest), **columns)
