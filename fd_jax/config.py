@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from fd_jax.errors import InputError
 
 # Settings that change what a model computes, and the values that are computed here.
 _UNET_FIXED = {
@@ -67,7 +69,7 @@ _CLIP_VISION_DEFAULTS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A model's config is damaged, or describes an architecture that is not supported."""
 
 
@@ -154,7 +156,7 @@ class UNetConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str = "UNet config") -> Self:
+    def from_json(cls, config: Mapping[str, Any], where: str = "UNet config") -> "UNetConfig":
         """Reads the `config.json` of a diffusers UNet. Raises ConfigError."""
         names = {
             "block_out_channels": "block_out_channels",
@@ -227,7 +229,7 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str = "VAE config") -> Self:
+    def from_json(cls, config: Mapping[str, Any], where: str = "VAE config") -> "VAEConfig":
         """Reads the `config.json` of a diffusers AutoencoderKL. Raises ConfigError."""
         names = {name: name for name in ("block_out_channels", "layers_per_block")}
         found = _read(config, where, _VAE_FIXED, names)
@@ -271,7 +273,9 @@ class CLIPTextConfig:
         _check_divides(self, "num_heads", "hidden_size")
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str = "CLIP text config") -> Self:
+    def from_json(
+        cls, config: Mapping[str, Any], where: str = "CLIP text config"
+    ) -> "CLIPTextConfig":
         """Reads the `config.json` of a CLIPTextModel, or a CLIP's `text_config`."""
         names = {"max_length": "max_position_embeddings", "vocab_size": "vocab_size"}
         config = _with_defaults(config, where, _CLIP_TEXT_DEFAULTS, "text_config")
@@ -311,7 +315,9 @@ class CLIPVisionConfig:
         _check_divides(self, "patch_size", "image_size")
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str = "CLIP vision config") -> Self:
+    def from_json(
+        cls, config: Mapping[str, Any], where: str = "CLIP vision config"
+    ) -> "CLIPVisionConfig":
         """Reads the `config.json` of a CLIP, a CLIPVisionModel, or a CLIP's `vision_config`."""
         config = _with_defaults(config, where, _CLIP_VISION_DEFAULTS, "vision_config")
         names = {name: name for name in ("image_size", "patch_size", "projection_dim")}

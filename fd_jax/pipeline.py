@@ -4,7 +4,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from fd_jax.config import Configs
 from fd_jax.data.captions import Tokenizer, load_tokenizer
 from fd_jax.data.photographs import Photograph
 from fd_jax.data.references import make_requests
+from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.programs import Batch, ModelParams, Programs, fetch
 from fd_jax.sampling.generate import Trace
@@ -85,7 +86,7 @@ class FaceDiffuser:
         mesh: Mesh | None = None,
         attention: ops.AttentionKind = "auto",
         progress: bool = False,
-    ) -> Self:
+    ) -> "FaceDiffuser":
         """Reads checkpoints.
 
         Args:
@@ -103,7 +104,7 @@ class FaceDiffuser:
             progress: Whether to show how far reading is.
 
         Raises:
-            ValueError: A config or weight is not what it should be; the message names it.
+            InputError: A config or weight is not what it should be; the message names it.
             FileNotFoundError: The tokenizer is missing.
         """
         compute_dtype = ops.as_dtype(dtype)
@@ -180,7 +181,8 @@ class FaceDiffuser:
             mode: `snf`; for comparison `weighted`, `delayed`, `tdm` or `sdm`.
             sdm_weight: The SDM's weight in mode `weighted`.
             smoothing: Of the saliency, `box` or `gaussian`.
-            batch_size: Pictures made at a time; by default all.
+            batch_size: Pictures made at a time, by default all. If fewer are wanted, the batch
+                is filled up, so that the program is the same.
             progress: Whether to show how far sampling is.
             trace: Whether to return too what happened at every evaluation.
 
@@ -188,7 +190,7 @@ class FaceDiffuser:
             All pictures, those of the first prompt first; with `trace` also the trace.
 
         Raises:
-            ValueError: An argument is not what it should be; the message names it.
+            InputError: An argument is not what it should be; the message names it.
         """
         settings = SamplerConfig(
             num_steps=num_steps,
@@ -204,14 +206,14 @@ class FaceDiffuser:
         )
         steps = make_steps(settings, self.schedule)
         if output_type not in get_args(OutputType):
-            raise ValueError(
+            raise InputError(
                 f"output_type is {output_type!r}, expected one of {get_args(OutputType)}"
             )
         size = self.latent_size(height, width)
         prompts, references = _as_lists(prompts, references)
         count = len(prompts)
         total = count * _whole("num_images", num_images)
-        batch_size = min(_whole("batch_size", batch_size or total), total)
+        batch_size = total if batch_size is None else _whole("batch_size", batch_size)
         requests = make_requests(
             self.tokenizer,
             prompts,
@@ -248,6 +250,9 @@ class FaceDiffuser:
                 made.append(fetch(x if output_type == "latents" else self.programs.decode(x)))
                 traces.append(seen)
         result = np.concatenate(made)[:total]
+        if not np.isfinite(result).all():
+            broken = np.flatnonzero(~np.isfinite(result).all(axis=(1, 2, 3)))
+            raise FloatingPointError(f"pictures {broken.tolist()} have values that are not finite")
         if output_type == "pil":
             result = [Image.fromarray(picture) for picture in to_uint8(result)]
         return (result, _join(traces, steps, total)) if trace else result
@@ -261,14 +266,14 @@ class FaceDiffuser:
         return fetch(self.programs.decode(on_mesh))[:count]
 
     def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Returns height and width of the latents of a picture. Raises ValueError."""
+        """Returns height and width of the latents of a picture. Raises InputError."""
         scale = self.configs.vae.downscale
         unit = scale * self.configs.unet.downscale
         size = []
         for name, pixels in (("height", height), ("width", width)):
             pixels = self.configs.unet.sample_size * scale if pixels is None else pixels
             if _whole(name, pixels) % unit:
-                raise ValueError(f"{name} is {pixels}, expected a multiple of {unit}")
+                raise InputError(f"{name} is {pixels}, expected a multiple of {unit}")
             size.append(int(pixels) // scale)
         return size[0], size[1]
 
@@ -287,15 +292,15 @@ def _as_lists(prompts: Any, references: Any) -> tuple[list[str], list[list[Photo
     elif len(references) == 0:
         references = [[] for _ in prompts]
     if not prompts:
-        raise ValueError("there are no prompts, expected at least one")
+        raise InputError("there are no prompts, expected at least one")
     if isinstance(references, kinds) or len(references) != len(prompts):
         found = type(references).__name__ if isinstance(references, kinds) else len(references)
-        raise ValueError(
+        raise InputError(
             f"references for {len(prompts)} prompts are {found}, expected {len(prompts)} lists"
         )
     for photographs in references:
         if isinstance(photographs, kinds):
-            raise ValueError(
+            raise InputError(
                 f"references of a prompt are a {type(photographs).__name__}, expected a list of "
                 "photographs for each prompt"
             )
@@ -305,7 +310,7 @@ def _as_lists(prompts: Any, references: Any) -> tuple[list[str], list[list[Photo
 def _one_each(name: str, value: Any, count: int) -> list:
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         if len(value) != count:
-            raise ValueError(f"{name} has {len(value)} values, expected one or {count}")
+            raise InputError(f"{name} has {len(value)} values, expected one or {count}")
         return list(value)
     return [value] * count
 
@@ -317,16 +322,16 @@ def _whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
         number = None
     if number is None or number < low or (high is not None and number > high):
         expected = f"from {low} up" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name} is {value!r}, expected a whole number {expected}")
+        raise InputError(f"{name} is {value!r}, expected a whole number {expected}")
     return number
 
 
 def _check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:
     latents = np.asarray(latents, np.float32)
     if latents.shape != shape:
-        raise ValueError(f"latents have shape {latents.shape}, expected {shape}")
+        raise InputError(f"latents have shape {latents.shape}, expected {shape}")
     if not np.isfinite(latents).all():
-        raise ValueError("latents have values that are NaN or infinite")
+        raise InputError("latents have values that are NaN or infinite")
     return latents
 
 

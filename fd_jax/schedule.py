@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from fd_jax.errors import InputError
+
 BETA_SCHEDULES = ("linear", "scaled_linear")
 
 # Settings of a diffusers scheduler that change its results and that nothing here follows.
@@ -27,22 +29,22 @@ class ScheduleConfig:
 
     def __post_init__(self):
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
+            raise InputError(
                 f"beta_start is {self.beta_start} and beta_end is {self.beta_end}, "
                 "expected 0 < beta_start <= beta_end < 1"
             )
         if self.beta_schedule not in BETA_SCHEDULES:
-            raise ValueError(
+            raise InputError(
                 f"beta_schedule is {self.beta_schedule!r}, expected one of {BETA_SCHEDULES}"
             )
         if self.num_train_timesteps < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_train_timesteps is {self.num_train_timesteps}, expected at least 1"
             )
         if self.steps_offset < 0:
-            raise ValueError(f"steps_offset is {self.steps_offset}, expected at least 0")
+            raise InputError(f"steps_offset is {self.steps_offset}, expected at least 0")
         if self.prediction_type != "epsilon":
-            raise ValueError(f"prediction_type is {self.prediction_type!r}, expected 'epsilon'")
+            raise InputError(f"prediction_type is {self.prediction_type!r}, expected 'epsilon'")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "ScheduleConfig":
@@ -52,12 +54,12 @@ class ScheduleConfig:
         schedule are ignored: the file's solver and its spacing of the timesteps are not followed.
 
         Raises:
-            ValueError: A field is of the wrong type or out of range, or the file asks for something
+            InputError: A field is of the wrong type or out of range, or the file asks for something
                 that changes the result and is not supported, such as clipped predictions.
         """
         for name in _UNSUPPORTED:
             if name in config and config[name] not in (None, False):
-                raise ValueError(f"{name} is {config[name]!r}, expected null or false")
+                raise InputError(f"{name} is {config[name]!r}, expected null or false")
         known = {}
         for field in dataclasses.fields(cls):
             if field.name not in config:
@@ -66,9 +68,13 @@ class ScheduleConfig:
             if field.type is float and type(value) is int:
                 value = float(value)
             if type(value) is not field.type:
-                raise ValueError(f"{field.name} is {value!r}, expected {field.type.__name__}")
+                raise InputError(f"{field.name} is {value!r}, expected {field.type.__name__}")
             known[field.name] = value
         return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `from_json` reads and diffusers too, as Stable Diffusion 1.5 has it."""
+        return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **dataclasses.asdict(self)}
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float64[np.ndarray, " n"]:

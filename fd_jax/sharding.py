@@ -8,6 +8,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from fd_jax.errors import InputError
+
 DATA_AXES = ("data", "fsdp")  # both divide the batch; parameters are divided along `fsdp` alone
 
 
@@ -19,11 +21,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
         fsdp: Over how many devices parameters are divided. The rest is data parallel.
 
     Raises:
-        ValueError: The devices cannot be divided so.
+        InputError: The devices cannot be divided so.
     """
     devices = list(jax.devices() if devices is None else devices)
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"fsdp is {fsdp}, expected a divisor of {len(devices)}, the devices")
+        raise InputError(f"fsdp is {fsdp}, expected a divisor of {len(devices)}, the devices")
     # Axes are Auto: `jax.make_mesh` would make Explicit ones, which refuse sharded convolutions.
     grid = np.array(devices).reshape(-1, fsdp)
     return Mesh(grid, DATA_AXES, axis_types=(AxisType.Auto,) * 2)

@@ -19,6 +19,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from fd_jax.errors import InputError
+
 _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -48,7 +50,7 @@ _MAX_PICKLE_SIZE = 16 * 2**20
 _MAX_NDIM = 32
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint file is missing, damaged, or not what it should be."""
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,9 +96,14 @@ class Placement(NamedTuple):
     advance: Callable[[int], object] = lambda count: None
 
 
-def flatten(params: Params) -> dict[Path, jax.Array | jax.ShapeDtypeStruct]:
+def flatten(params: Params) -> dict[Path, Any]:
     """Returns the leaves of nested parameters by path."""
     return traverse_util.flatten_dict(params)
+
+
+def unflatten(leaves: Mapping[Path, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(leaves)
 
 
 def torch_names(path: Path, names: Names) -> list[str]:
@@ -227,7 +232,7 @@ def load(found: Mapping[Path, LazyTensor], abstract: Params, placement: Placemen
         where = placement.sharding(path, value.shape)
         params[path] = jax.make_array_from_callback(value.shape, where, value.__getitem__)
         placement.advance(1)
-    return traverse_util.unflatten_dict(params)
+    return unflatten(params)
 
 
 def export(params: Params, part: Part) -> Iterator[tuple[str, np.ndarray]]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from fd_jax.errors import InputError
+
 SUBJECT_MARKER = "<|image|>"
 MAX_SUBJECTS = 4
 MAX_TOKENS = 77  # positions of CLIP's text encoder, start and end of text included
@@ -19,7 +21,7 @@ MAX_TOKENS = 77  # positions of CLIP's text encoder, start and end of text inclu
 Tokenizer = Any  # transformers.CLIPTokenizer, which is imported only once one is loaded
 
 
-class PromptError(ValueError):
+class PromptError(InputError):
     """A prompt, a caption or a tokenizer that cannot be used as it is."""
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import ExifTags, Image
 
+from fd_jax.errors import InputError
+
 Photograph = str | os.PathLike | Image.Image | np.ndarray
 
 MAX_PIXELS = 178_956_970  # Pillow refuses larger files unless told otherwise
@@ -31,7 +33,7 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
 }
 
 
-class PhotographError(ValueError):
+class PhotographError(InputError):
     """A photograph that cannot be read or used."""
 
 

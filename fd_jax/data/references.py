@@ -17,6 +17,7 @@ from fd_jax.data.captions import (
     tokenize,
 )
 from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
+from fd_jax.errors import InputError
 
 MAX_OBJECT_RESOLUTION = 4096
 
@@ -58,7 +59,7 @@ def make_requests(
         PhotographError: A photograph cannot be used.
     """
     if type(object_resolution) is not int or not 2 <= object_resolution <= MAX_OBJECT_RESOLUTION:
-        raise ValueError(
+        raise InputError(
             f"object_resolution is {object_resolution!r}, expected 2..{MAX_OBJECT_RESOLUTION}"
         )
     captions = []

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int32, Int64
 
+from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod, final_alpha_cumprod
 
 Latents = Float32[Array, "b h w c"]
@@ -90,11 +91,11 @@ def predict_x0(
 def _leading_timesteps(config: ScheduleConfig, num_steps: int) -> Timesteps:
     """Multiples of a whole stride plus an offset: "leading" in Table 2 of arXiv:2305.08891."""
     if num_steps > config.num_train_timesteps:
-        raise ValueError(f"num_steps is {num_steps}, expected 1..{config.num_train_timesteps}")
+        raise InputError(f"num_steps is {num_steps}, expected 1..{config.num_train_timesteps}")
     stride = config.num_train_timesteps // num_steps
     t = np.arange(num_steps)[::-1] * stride + config.steps_offset
     if t[0] >= config.num_train_timesteps:
-        raise ValueError(
+        raise InputError(
             f"first timestep is {t[0]} for {num_steps} steps and steps_offset "
             f"{config.steps_offset}, expected less than {config.num_train_timesteps}"
         )
@@ -188,7 +189,7 @@ def _make_dpmsolver_rows(config: ScheduleConfig, num_steps: int) -> SolverRows:
     """
     last = config.num_train_timesteps - 1
     if num_steps > last:
-        raise ValueError(f"num_steps is {num_steps}, expected 1..{last}")
+        raise InputError(f"num_steps is {num_steps}, expected 1..{last}")
     t = np.linspace(0, last, num_steps + 1).round().astype(np.int64)[:0:-1]
     level = alphas_cumprod(config)[t]
     alpha, sigma = np.sqrt(level), np.sqrt(1 - level)
@@ -231,10 +232,10 @@ def make_solver_rows(name: str, config: ScheduleConfig, num_steps: int) -> Solve
         num_steps: Number of steps. PNDM evaluates the UNets once more than that.
 
     Raises:
-        ValueError: The solver is unknown, or the schedule has no room for so many steps.
+        InputError: The solver is unknown, or the schedule has no room for so many steps.
     """
     if name not in SOLVERS:
-        raise ValueError(f"solver is {name!r}, expected one of {sorted(SOLVERS)}")
+        raise InputError(f"solver is {name!r}, expected one of {sorted(SOLVERS)}")
     if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}, expected at least 1")
+        raise InputError(f"num_steps is {num_steps}, expected at least 1")
     return SOLVERS[name](config, num_steps)

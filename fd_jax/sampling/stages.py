@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
+from fd_jax.errors import InputError
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverRows, make_solver_rows
 from fd_jax.schedule import ScheduleConfig
@@ -52,19 +53,19 @@ class SamplerConfig:
     def __post_init__(self):
         for name, kinds in (("solver", Solver), ("mode", Mode), ("smoothing", Smoothing)):
             if getattr(self, name) not in get_args(kinds):
-                raise ValueError(
+                raise InputError(
                     f"{name} is {getattr(self, name)!r}, expected one of {get_args(kinds)}"
                 )
         if type(self.num_steps) is not int or self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps!r}, expected a whole number from 1 up")
+            raise InputError(f"num_steps is {self.num_steps!r}, expected a whole number from 1 up")
         if not 0 <= self.alpha <= self.beta <= 1:
-            raise ValueError(
+            raise InputError(
                 f"alpha is {self.alpha} and beta is {self.beta}, expected 0 <= alpha <= beta <= 1"
             )
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
+            raise InputError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
         if not 0 <= self.sdm_weight <= 1:
-            raise ValueError(f"sdm_weight is {self.sdm_weight}, expected 0..1")
+            raise InputError(f"sdm_weight is {self.sdm_weight}, expected 0..1")
 
 
 class Steps(NamedTuple):
@@ -86,7 +87,7 @@ class Steps(NamedTuple):
 
 
 def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
-    """Builds the table on the host. Raises ValueError where solver and schedule do not fit."""
+    """Builds the table on the host. Raises InputError where solver and schedule do not fit."""
     solver = make_solver_rows(config.solver, schedule, config.num_steps)
     stage = _stages(config, solver)
     n = len(stage)
@@ -131,11 +132,11 @@ def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
             first = math.floor(share * config.num_steps + 0.5)
             border = int(np.searchsorted(solver.step_index, first))
         elif not 0 <= border <= evaluations:
-            raise ValueError(f"{name} is {border}, expected 0..{evaluations}, the evaluations")
+            raise InputError(f"{name} is {border}, expected 0..{evaluations}, the evaluations")
         borders.append(border)
     start, end = borders
     if start > end:
-        raise ValueError(
+        raise InputError(
             f"the fusion stage would begin at evaluation {start} and end before {end}, expected "
             "fusion_start <= fusion_end"
         )

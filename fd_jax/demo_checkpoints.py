@@ -1,0 +1,127 @@
+"""Writes small checkpoints of untrained networks, in the formats of the released ones.
+
+    python -m fd_jax.demo_checkpoints OUT
+
+OUT/base is a Stable Diffusion as diffusers stores it, OUT/clip the vision tower of a CLIP as
+transformers does, OUT/sdm.safetensors and OUT/tdm.safetensors the flat files that the released
+training saves. The weights are random, the same on every machine: pictures made with them are
+noise. They show that everything runs.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import zlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from fd_jax.checkpoints.folders import write_folder, write_json
+from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, write_released
+from fd_jax.checkpoints.torch_weights import flatten, unflatten
+from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.errors import InputError
+from fd_jax.networks import make_networks
+from fd_jax.schedule import ScheduleConfig
+from fd_jax.types import Params
+
+CONFIGS = Configs(
+    UNetConfig(
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        num_heads=4,
+        norm_num_groups=8,
+        sample_size=16,
+    ),
+    VAEConfig(
+        block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=128
+    ),
+    CLIPTextConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4),
+    CLIPVisionConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        image_size=56,
+        projection_dim=32,
+    ),
+)
+
+
+def write_demo(out: str | os.PathLike, configs: Configs = CONFIGS, seed: int = 0) -> None:
+    """Writes the checkpoints. Files that are there already are replaced.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    out = Path(out)
+    networks = make_networks(configs)
+    abstract = {name: getattr(networks, name).abstract for name in SDM_PARTS}
+    base = {name: random_params(abstract[name], seed, name) for name in abstract}
+    for name in ("unet", "vae", "text_encoder"):
+        write_folder(name, out / "base" / name, base[name], getattr(configs, name).to_json())
+    write_folder(
+        "image_encoder", out / "clip", base["image_encoder"], configs.image_encoder.to_json()
+    )
+    write_json(out / "base" / "scheduler" / "scheduler_config.json", ScheduleConfig().to_json())
+    write_json(out / "base" / "model_index.json", _MODEL_INDEX)
+    with resources.as_file(resources.files("fd_jax") / "assets" / "tokenizer") as tokenizer:
+        shutil.copytree(tokenizer, out / "base" / "tokenizer", dirs_exist_ok=True)
+    # Trained apart, the two models differ in their UNets and share the rest.
+    for name, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
+        params = base | {"unet": random_params(abstract["unet"], seed, name)}
+        write_released(out / f"{name}.safetensors", parts, params)
+
+
+def random_params(abstract: Params, seed: int, name: str) -> Params:
+    """Returns parameters that follow from seed, name and path: scaled normal, norms near one."""
+
+    def draw(path: tuple, shape: tuple[int, ...]) -> np.ndarray:
+        key = "/".join([name, *map(str, path)])
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        normal = rng.standard_normal(shape, np.float32)
+        match path[-1]:
+            case "kernel":
+                return normal / np.float32(np.sqrt(np.prod(shape[:-1])))
+            case "scale":
+                return 1 + 0.1 * normal
+            case "bias":
+                return 0.05 * normal
+        return 0.2 * normal
+
+    leaves = flatten(abstract)
+    return unflatten({path: draw(path, leaf.shape) for path, leaf in leaves.items()})
+
+
+_MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+
+
+def main() -> None:
+    """Writes the checkpoints that the command line asks for."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    arguments = parser.parse_args()
+    try:
+        write_demo(arguments.out, seed=arguments.seed)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote untrained checkpoints to {arguments.out}; what they make is noise")
+
+
+if __name__ == "__main__":
+    main()
