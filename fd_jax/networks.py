@@ -63,8 +63,13 @@ def make_networks(
     dtype: DTypeLike = jnp.float32,
     attention: ops.AttentionKind = "auto",
 ) -> Networks:
-    """Returns all networks. Nothing is allocated. Raises ConfigError if they do not fit."""
+    """Returns all networks. Nothing is allocated.
+
+    Raises:
+        InputError: The networks do not fit together, or the kind of attention is unknown.
+    """
     configs.check()
+    ops.check_kind(attention)
     width = configs.text_encoder.hidden_size
     unet = {"dtype": dtype, "attention": attention}
     return Networks(

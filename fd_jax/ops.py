@@ -1,6 +1,6 @@
 """Functions of arrays, without parameters: attention, embeddings, activations."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,11 @@ def attention(
             `by_head` those of one block, head and row, which is fastest on a CPU but would gather
             a batch that is divided over devices; `cudnn` none, but wants a GPU and 16-bit floats.
             `auto` takes what suits the machine.
+
+    Raises:
+        InputError: The kind is unknown.
     """
+    check_kind(kind)
     if kind == "auto":
         kind = _fastest(q, k)
     if kind == "cudnn":
@@ -66,6 +70,12 @@ def attention_probs(
 
 def weigh(probs: Float[Array, "b h q k"], v: Float[Array, "b k h d"]) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", probs.astype(v.dtype), v)
+
+
+def check_kind(kind: AttentionKind) -> None:
+    """Raises InputError if there is no such attention."""
+    if kind not in get_args(AttentionKind):
+        raise InputError(f"attention is {kind!r}, expected one of {get_args(AttentionKind)}")
 
 
 def _fastest(q: Array, k: Array) -> AttentionKind:

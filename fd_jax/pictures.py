@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import struct
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,27 @@ def write_png(
                 _link_or_claim(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Makes the folder if need be, and tries to write to it. Raises OutputError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = error.strerror or error
+        raise OutputError(f"cannot write to the output folder {folder}: {problem}") from error
+
+
+def check_new(paths: Sequence[Path]) -> None:
+    """Raises OutputError if a file exists already."""
+    if existing := [str(path) for path in paths if os.path.lexists(path)]:
+        more = f" and {len(existing) - 3} more" * (len(existing) > 3)
+        raise OutputError(
+            f"{', '.join(existing[:3])}{more} exist already, expected new names "
+            "(replace them with --overwrite)"
+        )
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, str]:

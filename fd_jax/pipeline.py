@@ -57,6 +57,7 @@ class FaceDiffuser:
         configs: Sizes of the networks.
         schedule: Noise schedule of both models.
         mesh: Devices. Pictures are divided over them, parameters are on all.
+        dtype: Of the computation.
         left_behind: Names of tensors in the checkpoints that are no weights.
     """
 
@@ -71,7 +72,7 @@ class FaceDiffuser:
         left_behind: Sequence[str] = (),
     ):
         self.tokenizer, self.configs, self.schedule = tokenizer, configs, schedule
-        self.mesh, self.left_behind = mesh, tuple(left_behind)
+        self.mesh, self.left_behind, self.dtype = mesh, tuple(left_behind), networks.dtype
         self.programs = Programs(networks, params, mesh)
 
     @classmethod
@@ -82,7 +83,7 @@ class FaceDiffuser:
         tdm: str | os.PathLike,
         image_encoder: str | os.PathLike,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         mesh: Mesh | None = None,
         attention: ops.AttentionKind = "auto",
         progress: bool = False,
@@ -98,7 +99,8 @@ class FaceDiffuser:
             tdm: The released text-driven model, likewise. Gives the UNet that makes scenes.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
                 Gives its sizes.
-            dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver.
+            dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
+                float32 on a CPU, else bfloat16.
             mesh: Devices, by default all of this process; see `fd_jax.sharding.make_mesh`.
             attention: How attention is computed, see `fd_jax.ops.attention`.
             progress: Whether to show how far reading is.
@@ -107,6 +109,8 @@ class FaceDiffuser:
             InputError: A config or weight is not what it should be; the message names it.
             FileNotFoundError: The tokenizer is missing.
         """
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute_dtype = ops.as_dtype(dtype)
         configs, schedule = read_configs(base, image_encoder)
         tokenizer = load_tokenizer(Path(base) / "tokenizer")

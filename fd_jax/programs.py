@@ -20,7 +20,7 @@ from fd_jax.sampling.generate import Contexts, Trace, initial_noise, sample
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverState, init_state
 from fd_jax.sampling.stages import Steps, pad_steps
-from fd_jax.types import Images, Latents, Params
+from fd_jax.types import Latents, Params
 
 # Rows per dispatch while progress is shown: the same program for any number of steps. Without
 # progress all rows are one dispatch. A callback out of the scan would show progress too, but
@@ -61,10 +61,18 @@ class Programs:
         self.params, self.mesh = params, mesh
         # On GPU and TPU float32 products are shortened unless told otherwise.
         self._precision = "float32" if networks.dtype == jnp.float32 else None
+        rows = sharding.batched(mesh)
+        # The sampler's state is laid out alike whoever made it, or the sampler would be compiled
+        # again where it goes on from its own.
+        state = SolverState(rows, rows, NamedSharding(mesh, P(None, sharding.DATA_AXES)))
         self._encode = jax.jit(partial(_encode, networks))
-        self._start = jax.jit(_start, static_argnames=("height", "width"))
-        self._continue = jax.jit(init_state)
-        self._sample = jax.jit(partial(_sample, networks), static_argnames=("smoothing", "trace"))
+        self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
+        self._continue = jax.jit(init_state, out_shardings=state)
+        self._sample = jax.jit(
+            partial(_sample, networks),
+            static_argnames=("smoothing", "trace"),
+            out_shardings=(state, None),
+        )
         self._decode = jax.jit(partial(_decode, networks, mesh))
 
     def generate(
@@ -117,7 +125,7 @@ class Programs:
         traces = [jax.tree.map(fetch, seen) for seen in traces]
         return state.x, jax.tree.map(lambda *parts: np.concatenate(parts)[:length], *traces)
 
-    def decode(self, latents: Latents) -> Images:
+    def decode(self, latents: Latents) -> Float[Array, "b h2 w2 3"]:
         """Returns images in 0..1, on the mesh, of scaled latents on the mesh."""
         with jax.default_matmul_precision(self._precision):
             return self._decode(self.params.vae, latents)
@@ -160,7 +168,7 @@ def _sample(
     return sample(tdm, sdm, state, contexts, guidance_scale, steps, **static)
 
 
-def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Images:
+def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Array:
     """Decodes one image per device at a time, so that memory does not grow with the batch."""
     vae = networks.vae.bind(params)
     in_turn = latents.reshape(mesh.size, -1, *latents.shape[1:]).swapaxes(0, 1)

@@ -37,7 +37,9 @@ def encode(
         index: Position of each subject's token.
         has_subject: Which subjects there are.
     """
-    null, text = jnp.split(text_encoder(jnp.concatenate([null_ids, input_ids])), 2)
+    # Both prompts of an image are neighbours, so that a sharded batch stays where it is.
+    both = text_encoder(jnp.stack([null_ids, input_ids], axis=1).reshape(-1, input_ids.shape[1]))
+    null, text = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
     subjects = embed_subjects(image_encoder, pixels)
     augmented = subject_fusion(text, subjects, index, has_subject)
     return jnp.stack([null, text, augmented])

@@ -57,5 +57,5 @@ class SubjectFusion(nnx.Module):
         h = self.layer_norm(self.mlp2(h) + h)
         # An absent subject's position is beyond the end, where `drop` writes nothing.
         index = jnp.where(has_subject, index, text.shape[1])
-        rows = jnp.arange(text.shape[0])[:, None]
-        return text.at[rows, index].set(h, mode="drop")
+        # Row by row: indices of rows would gather a batch that is divided over devices.
+        return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(text, index, h)

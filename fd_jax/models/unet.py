@@ -144,7 +144,7 @@ class UNet(nnx.Module):
         """
         maps: dict[str, AttentionMap] = {}
 
-        def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Features:
+        def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Array:
             h = level.resnets[i](h, temb)
             if hasattr(level, "attentions"):
                 h = attend(name, level, i, h)

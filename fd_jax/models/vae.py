@@ -61,7 +61,7 @@ class ResBlocks(nnx.Module):
         pairs = itertools.pairwise(dims)
         self.resnets = nnx.List([ResBlock(a, b, None, **common) for a, b in pairs])
 
-    def __call__(self, x: Features) -> Features:
+    def __call__(self, x: Features) -> Float[Array, "b h w c_out"]:
         for resnet in self.resnets:
             x = resnet(x)
         return x
@@ -89,7 +89,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(channels[-1], groups, _EPS, **common)
         self.conv_out = conv3x3(channels[-1], 8, **common)
 
-    def __call__(self, image: Images) -> Float[Array, "b h w 8"]:
+    def __call__(self, image: Images) -> Float[Array, "b h2 w2 8"]:
         x = self.conv_in(image)
         for i, block in enumerate(self.down_blocks):
             x = block(x)
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = group_norm(channels[-1], groups, _EPS, **common)
         self.conv_out = conv3x3(channels[-1], 3, **common)
 
-    def __call__(self, z: Float[Array, "b h w 4"]) -> Images:
+    def __call__(self, z: Float[Array, "b h w 4"]) -> Float[Array, "b h2 w2 3"]:
         x = self.mid_block(self.conv_in(z))
         for i, block in enumerate(self.up_blocks):
             x = block(x)
@@ -149,7 +149,7 @@ class VAE(nnx.Module):
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30, 20))
 
-    def decode(self, latents: Latents) -> Images:
+    def decode(self, latents: Latents) -> Float[Array, "b h2 w2 3"]:
         """Returns the image, in float32 and about [-1, 1], of scaled latents."""
         z = (latents / self.config.scaling_factor).astype(self.dtype)
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
@@ -56,8 +57,15 @@ class SamplerConfig:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}, expected one of {get_args(kinds)}"
                 )
-        if type(self.num_steps) is not int or self.num_steps < 1:
-            raise InputError(f"num_steps is {self.num_steps!r}, expected a whole number from 1 up")
+        for name in ("num_steps", "fusion_start", "fusion_end"):
+            value = getattr(self, name)
+            if not (_is_a(Integral, value) or (value is None and name != "num_steps")):
+                raise InputError(f"{name} is {value!r}, expected a whole number")
+        for name in ("alpha", "beta", "guidance_scale", "sdm_weight"):
+            if not _is_a(Real, getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected a number")
+        if self.num_steps < 1:
+            raise InputError(f"num_steps is {self.num_steps}, expected at least 1")
         if not 0 <= self.alpha <= self.beta <= 1:
             raise InputError(
                 f"alpha is {self.alpha} and beta is {self.beta}, expected 0 <= alpha <= beta <= 1"
@@ -66,6 +74,10 @@ class SamplerConfig:
             raise InputError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
         if not 0 <= self.sdm_weight <= 1:
             raise InputError(f"sdm_weight is {self.sdm_weight}, expected 0..1")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Steps(NamedTuple):
@@ -148,7 +160,7 @@ def pad_steps(steps: Steps, length: int) -> Steps:
     """Appends rows that evaluate nothing and leave the latents as they are."""
     missing = length - len(steps.stage)
 
-    def pad(column: np.ndarray, value: float = 0) -> np.ndarray:
+    def pad(column: np.ndarray, value: int = 0) -> np.ndarray:
         widths = [(0, missing)] + [(0, 0)] * (column.ndim - 1)
         return np.pad(column, widths, constant_values=value)
 
