@@ -40,15 +40,15 @@ class SamplerConfig:
     final_step + 1."""
     guidance_scale: float = 5.0
     """Strength of classifier-free guidance; 1 is none."""
-    solver: Solver = "ddim"
+    solver: Solver | str = "ddim"
     """ddim; pndm as the released code runs it; dpmsolver++, which needs 20 steps or so."""
-    mode: Mode = "snf"
+    mode: Mode | str = "snf"
     """How the models share the work. snf: the three stages with saliency-adaptive noise fusion.
     For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the SDM alone,
     subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
     sdm_weight: float = 0.5
     """Weight of the SDM's noise in mode weighted."""
-    smoothing: Smoothing = "box"
+    smoothing: Smoothing | str = "box"
     """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
 
     def __post_init__(self):
