@@ -1,0 +1,271 @@
+"""The command line of `sample.py`, on tiny untrained networks."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+from fd_jax.pictures import read_settings
+from fd_jax.pipeline import FaceDiffuser, to_uint8
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROMPT = "a man <|image|> in the snow"
+FAST = ["--num-steps", "4", "--object-resolution", "28"]
+
+
+@pytest.fixture
+def paths(checkpoints) -> list[str]:
+    return [f"--{key.replace('_', '-')}={checkpoints[key]}" for key in ("base", "sdm", "tdm")] + [
+        f"--image-encoder={checkpoints['image_encoder']}"
+    ]
+
+
+@pytest.fixture
+def run(paths, monkeypatch, capsys):
+    """Runs the command line in this process; returns its exit status, output and errors."""
+    # The compile cache of the user stays out of tests.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+    def run(*arguments: object, checkpoints: list[str] = paths):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *checkpoints, *FAST, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            sample.cli()
+        status = stop.value.code
+        out, err = capsys.readouterr()
+        if isinstance(status, str):
+            return 1, out, err + status
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def reads_nothing(monkeypatch):
+    """Makes it an error to read checkpoints."""
+    monkeypatch.setattr(FaceDiffuser, "from_pretrained", None)
+
+
+def pixels(path: pathlib.Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
+    out = tmp_path / "new" / "folder"
+    status, printed, shown = run(
+        *("--prompt", PROMPT, "--reference", people[0], "--num-images", 2, "--seed", 3),
+        *("--alpha", 0.25, "--beta", 0.75, "--negative-prompt", "blurry", "--output", out),
+    )
+    assert status == 0
+    assert "made 2 pictures" in printed
+    assert "4/4" in shown
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["0000.png", "0001.png", "contact_sheet.png"]
+    settings = read_settings(out / "0001.png")
+    expected = {
+        "prompt": PROMPT,
+        "negative_prompt": "blurry",
+        "references": json.dumps([str(people[0])]),
+        "seed": "3",
+        "image_number": "1",
+        "alpha": "0.25",
+        "num_steps": "4",
+        "solver": "ddim",
+        "guidance_scale": "5.0",
+        "width": "16",
+        "dtype": "float32",
+    }
+    assert expected.items() <= settings.items()
+    images = pipe(
+        PROMPT,
+        people[:1],
+        negative_prompt="blurry",
+        num_images=2,
+        seed=3,
+        num_steps=4,
+        alpha=0.25,
+        beta=0.75,
+        object_resolution=28,
+        output_type="np",
+    )
+    for i, image in enumerate(to_uint8(images)):
+        difference = pixels(out / f"{i:04d}.png").astype(int) - image
+        assert np.abs(difference).max() <= 1
+
+
+def test_existing_pictures_stay_unless_told_otherwise(run, people, tmp_path, request):
+    existing = tmp_path / "0000.png"
+    existing.write_text("dear to somebody")
+    arguments = "--prompt", PROMPT, "--reference", people[0], "--output", tmp_path
+    request.getfixturevalue("reads_nothing")
+    status, _, shown = run(*arguments)
+    assert status == 1
+    assert "0000.png exist already" in shown
+    assert existing.read_text() == "dear to somebody"
+
+
+def test_overwrite_and_trace(run, people, tmp_path):
+    (tmp_path / "0000.png").write_text("dear to nobody")
+    arguments = "--prompt", PROMPT, "--reference", people[0], "--output", tmp_path
+    status, _, _ = run(*arguments, "--overwrite", "--trace")
+    assert status == 0
+    assert pixels(tmp_path / "0000.png").shape == (16, 16, 3)
+    assert pixels(tmp_path / "0000_trace.png").std() > 10
+
+
+BAD_ARGUMENTS = {
+    "no prompt": ([], "either --prompt or --prompt-file"),
+    "two prompts": (["--prompt", PROMPT, "--prompt-file", "x"], "either --prompt or --prompt-file"),
+    "alpha": (["--prompt", PROMPT, "--alpha", "0.8"], "alpha is 0.8 and beta is 0.6"),
+    "solver": (["--prompt", PROMPT, "--solver", "euler"], "solver is 'euler'"),
+    "images": (["--prompt", PROMPT, "--num-images", "0"], "num_images is 0"),
+    "file and images": (["--prompt-file", "x", "--num-images", "2"], "--num-images goes with"),
+    "no such file": (["--prompt-file", "nowhere.jsonl"], "nowhere.jsonl"),
+    "no such photograph": (["--prompt", PROMPT, "--reference", "nobody.jpg"], "nobody.jpg"),
+    "process": (["--prompt", PROMPT, "--process-id", "1"], "all three or none"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+@pytest.mark.usefixtures("reads_nothing")
+def test_bad_arguments_are_named(run, tmp_path, case):
+    arguments, message = BAD_ARGUMENTS[case]
+    status, _, shown = run(*arguments, "--output", tmp_path)
+    assert status != 0
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.usefixtures("reads_nothing")
+def test_an_output_folder_that_cannot_be_written_is_named(run, people, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, shown = run(
+        *("--prompt", PROMPT, "--reference", people[0], "--output", tmp_path / "file" / "folder")
+    )
+    assert status == 1
+    assert "file/folder" in shown
+
+
+def test_a_missing_checkpoint_is_named(run, people, paths, tmp_path):
+    status, _, shown = run(
+        *(
+            "--prompt",
+            PROMPT,
+            "--reference",
+            people[0],
+            "--output",
+            tmp_path,
+            "--sdm",
+            "nowhere.bin",
+        ),
+        checkpoints=[path for path in paths if not path.startswith("--sdm")],
+    )
+    assert status == 1
+    assert "nowhere.bin" in shown
+
+
+def write_lines(path: pathlib.Path, *lines: object) -> pathlib.Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts))
+    return path
+
+
+def test_prompt_file(run, people, tmp_path):
+    """Bad lines are named and the others made; the same command makes only what is missing."""
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(people[0].read_bytes()[:2000])
+    lines = [
+        {"prompt": PROMPT, "references": [str(people[0])], "seed": 3, "output": "a.png"},
+        "{broken",
+        {"prompt": PROMPT, "references": [str(damaged)], "output": "b.png"},
+        {"prompt": PROMPT, "references": []},
+        {"prompt": "a woman <|image|>", "references": [str(people[1])], "output": "c.png"},
+    ]
+    file, out = write_lines(tmp_path / "prompts.jsonl", *lines), tmp_path / "out"
+    arguments = "--prompt-file", file, "--output", out, "--batch-size", 8
+    status, printed, shown = run(*arguments)
+    assert status == 1
+    assert "made 2 pictures" in printed
+    assert "3 lines failed" in printed
+    for line in (2, 3, 4):
+        assert f"line {line}: " in shown
+    assert "damaged.jpg" in shown
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "c.png"]
+    assert read_settings(out / "a.png")["seed"] == "3"
+    assert read_settings(out / "c.png")["seed"] == "0"
+
+    first, again = pixels(out / "a.png"), pixels(out / "c.png")
+    (out / "c.png").unlink()
+    stamp = (out / "a.png").stat().st_mtime_ns
+    write_lines(file, lines[0], lines[4])
+    status, printed, _ = run(*arguments)
+    assert status == 0
+    assert "made 1 pictures" in printed
+    assert (out / "a.png").stat().st_mtime_ns == stamp
+    np.testing.assert_array_equal(pixels(out / "c.png"), again)
+    assert (out / "contact_sheet.png").exists()
+
+    status, printed, _ = run(*arguments)
+    assert status == 0
+    assert "nothing to make" in printed
+
+    single = tmp_path / "single"
+    run("--prompt", PROMPT, "--reference", people[0], "--seed", 3, "--output", single)
+    assert np.abs(pixels(single / "0000.png").astype(int) - first).max() <= 1
+
+
+def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+    command = [sys.executable, str(ROOT / "sample.py"), *arguments]
+    with log.open("w") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        )
+
+
+def run_two_processes(arguments: list[str], folder: pathlib.Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = [*arguments, "--coordinator-address", address, "--num-processes", "2"]
+    logs = [folder / f"log{i}" for i in range(2)]
+    started = [start([*together, "--process-id", str(i)], logs[i]) for i in range(2)]
+    try:
+        statuses = [process.wait(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
+
+
+def test_two_processes_make_one_prompt(run, paths, people, tmp_path):
+    arguments = ["--prompt", PROMPT, "--reference", str(people[0]), "--num-images", "3", *FAST]
+    run_two_processes([*paths, *arguments, "--output", str(tmp_path / "two")], tmp_path)
+    run(*arguments, "--output", tmp_path / "one")
+    names = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "one").iterdir())
+    for name in names[:3]:
+        difference = pixels(tmp_path / "two" / name).astype(int) - pixels(tmp_path / "one" / name)
+        assert np.abs(difference).max() <= 1
+
+
+def test_two_processes_share_a_prompt_file(paths, people, tmp_path):
+    lines = [{"prompt": PROMPT, "references": [str(path)], "seed": 1} for path in people[:3]]
+    file = write_lines(tmp_path / "prompts.jsonl", *lines)
+    arguments = ["--prompt-file", str(file), "--batch-size", "2", *FAST]
+    run_two_processes([*paths, *arguments, "--output", str(tmp_path / "out")], tmp_path)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000001.png", "000002.png", "000003.png"]
+    printed = [(tmp_path / f"log{i}").read_text() for i in range(2)]
+    assert "made 2 pictures" in printed[0]
+    assert "made 1 pictures" in printed[1]
