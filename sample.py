@@ -1,18 +1,17 @@
 """Makes pictures of given people from a prompt, or from a file of prompts.
 
-One picture for each of the people's photographs and a prompt:
+Pictures of a prompt, with a photograph for each marker <|image|>, in their order:
 
-    python sample.py --base stable-diffusion-v1-5 --sdm sdm/pytorch_model.bin \
-        --tdm tdm/pytorch_model.bin --image-encoder clip-vit-large-patch14 \
-        --prompt "a man <|image|> and a woman <|image|> reading in a garden" \
-        --reference man.jpg --reference woman.jpg --num-images 4 --output pictures
+sample.py --base stable-diffusion-v1-5 --image-encoder clip-vit-large-patch14 --sdm sdm.bin
+--tdm tdm.bin --prompt "a man <|image|> and a woman <|image|> reading" --reference man.jpg
+--reference woman.jpg --num-images 4 --output pictures
 
-Many, from a file with a JSON object per line, such as
-{"prompt": "a man <|image|> in the snow", "references": ["man.jpg"], "seed": 3, "output": "a.png"}:
+Many, from a file with a JSON object per line, such as {"prompt": "a man <|image|> in the snow",
+"references": ["man.jpg"], "seed": 3, "output": "snow.png"}; again, it makes what is missing:
 
-    python sample.py ... --prompt-file prompts.jsonl --output pictures
+sample.py ... --prompt-file prompts.jsonl --output pictures
 
-The same command again makes what is missing. Every PNG carries the settings that made it.
+Every PNG holds the settings that made it.
 """
 
 import dataclasses

@@ -1,0 +1,248 @@
+"""Sampling against PyTorch and against diffusers' Flax, in one run.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/sampling.py            # on a CPU: one UNet call, then small models
+    python benchmarks/sampling.py --full     # on a GPU: whole pictures at full size, bfloat16
+
+The peers are called in turn, round after round, so that whatever else the machine does hits all
+of them; a ratio is that of the medians. Outputs are compared before anything is timed.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from fd_jax.checkpoints.torch_weights import UNET, VAE, Part, export
+from fd_jax.config import Configs
+from fd_jax.demo_checkpoints import CONFIGS, random_params
+from fd_jax.networks import Networks, make_networks
+from fd_jax.sampling.generate import sample
+from fd_jax.sampling.solvers import init_state
+from fd_jax.sampling.stages import SamplerConfig, make_steps
+from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+
+compilations: list[float] = []
+
+
+def count_compilations(event: str, seconds: float, **_) -> None:
+    if "backend_compile" in event:
+        compilations.append(seconds)
+
+
+def in_turn(peers: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Returns the median seconds of each peer, called once before."""
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for call in peers.values():
+        call()
+    for _ in range(rounds):
+        for name, call in peers.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def show(title: str, seconds: dict[str, float]) -> None:
+    print(f"\n{title}")
+    ours = seconds["fd_jax"]
+    for name, value in seconds.items():
+        print(f"  {name:24} {value:9.3f} s    {value / ours:5.2f} x the time of fd_jax")
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def torch_model(cls: type, config: dict, params: dict, names: Part) -> torch.nn.Module:
+    """A model of diffusers with the same weights."""
+    model = cls.from_config(config).eval().requires_grad_(False)
+    state = {name: torch.from_numpy(value) for name, value in export(params, names)}
+    if cls is AutoencoderKL:
+        renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+        for old, new in renamed.items():
+            state = {name.replace(f".{old}.", f".{new}."): v for name, v in state.items()}
+    model.load_state_dict(state)
+    return model
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents, and contexts of the negative prompt, the prompt, and the prompt with subjects."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, size, size, 4), np.float32)
+    shape = (3, batch, 77, configs.unet.cross_attention_dim)
+    return x, rng.standard_normal(shape, np.float32)
+
+
+def compare_unet(rounds: int) -> None:
+    """One call of the Stable Diffusion 1.5 UNet, batch 2, float32."""
+    configs = Configs()
+    network = make_networks(configs).unet
+    params = random_params(network.abstract, 0, "unet")
+    (x, contexts), t = inputs(configs, 2, 64), np.array([500, 500], np.int32)
+    context = contexts[0]
+    theirs = torch_model(UNet2DConditionModel, configs.unet.to_json(), params, Part(UNET))
+    on_device = jax.device_put(params)
+    call = jax.jit(lambda params, *xs: network.bind(params)(*xs))
+
+    def ours() -> np.ndarray:
+        return np.asarray(call(on_device, x, t, context))
+
+    def pytorch() -> np.ndarray:
+        with torch.inference_mode():
+            eps = theirs(nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
+        return np.moveaxis(eps.numpy(), 1, -1)
+
+    peers = {"fd_jax": ours, "PyTorch diffusers": pytorch}
+    error = relative(ours(), pytorch())
+    print(f"\nUNet, {sum(p.numel() for p in theirs.parameters()):,} parameters")
+    print(f"  relative L2 difference to PyTorch: {error:.1e}")
+    if flax_call := diffusers_flax(params, x, t, context):
+        peers["Flax diffusers"] = flax_call
+    show("one UNet call, batch 2, 64 x 64 latents, float32", in_turn(peers, rounds))
+
+
+def diffusers_flax(params: dict, x: np.ndarray, t: np.ndarray, context: np.ndarray):
+    """The same call of diffusers' Flax UNet, or None where that is not installed."""
+    try:
+        from diffusers import FlaxUNet2DConditionModel
+    except (ImportError, RuntimeError) as error:
+        print(f"  Flax diffusers cannot be imported: {error}")
+        return None
+    model = FlaxUNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
+    weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, jnp.float32), shapes)
+    call = jax.jit(lambda p, *xs: model.apply({"params": p}, *xs).sample)
+    latents = np.moveaxis(x, -1, 1)
+    return lambda: np.asarray(call(weights, latents, t, context))
+
+
+def torch_sample(tdm, sdm, vae, x, contexts, guidance: float, steps) -> torch.Tensor:
+    """The released sampling loop: DDIM, three stages, saliency-adaptive noise fusion."""
+    schedule = torch.from_numpy(alphas_cumprod(ScheduleConfig())).to(x.dtype).to(x.device)
+
+    def saliency(response):
+        pooled = torch.nn.functional.avg_pool2d(response.abs(), 4, stride=1, padding=1)
+        pooled = torch.nn.functional.interpolate(pooled, x.shape[2:], mode="bilinear")
+        flat = pooled.mean(1, keepdim=True).flatten(1).float()
+        return torch.softmax(flat, 1).view(x.shape[0], 1, *x.shape[2:])
+
+    def guide(unet, t, uncond, cond):
+        eps = unet(torch.cat([x, x]), t, torch.cat([uncond, cond])).sample
+        first, second = eps.chunk(2)
+        response = guidance * (second - first)
+        return first + response, response
+
+    times = [int(t) for t in steps.solver.t]
+    for i, t in enumerate(times):
+        null, text, augmented = contexts
+        if steps.use_tdm[i]:
+            eps, response = guide(tdm, t, null, text)
+        if steps.use_sdm[i]:
+            eps_sdm, response_sdm = guide(sdm, t, text, augmented)
+            if steps.use_tdm[i]:
+                mask = (saliency(response_sdm) > saliency(response)).to(eps.dtype)
+                eps = mask * eps_sdm + (1 - mask) * eps
+            else:
+                eps = eps_sdm
+        now, after = schedule[t], schedule[times[i + 1] if i + 1 < len(times) else 0]
+        x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        x = after.sqrt() * x0 + (1 - after).sqrt() * eps
+    images = [vae.decode(row[None] / vae.config.scaling_factor).sample for row in x]
+    return torch.cat(images)
+
+
+def our_sampler(networks: Networks, params: dict, x, contexts, guidance: float, steps):
+    """Latents to images, as the pipeline does it: one scan, then one image after another."""
+
+    @jax.jit
+    def run(params, x, contexts, guidance, steps):
+        tdm, sdm = networks.unet.bind(params["tdm"]), networks.unet.bind(params["sdm"])
+        state, _ = sample(tdm, sdm, init_state(x), contexts, guidance, steps)
+        vae = networks.vae.bind(params["vae"])
+        return jax.lax.map(lambda row: vae.decode(row[None])[0], state.x)
+
+    on_device = jax.device_put((params, x, contexts))
+    return lambda: np.asarray(run(*on_device, np.float32(guidance), steps))
+
+
+def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: int, *, full: bool):
+    """Whole pictures, from noise and contexts."""
+    dtype, device = ("bfloat16", "cuda") if full else ("float32", "cpu")
+    networks = make_networks(configs, dtype=dtype)
+    seeds = {"tdm": networks.unet, "sdm": networks.unet, "vae": networks.vae}
+    params = {key: random_params(network.abstract, 0, key) for key, network in seeds.items()}
+    models = {
+        key: torch_model(*kind, params[key], part).to(device, torch.float16 if full else None)
+        for key, kind, part in (
+            ("tdm", (UNet2DConditionModel, configs.unet.to_json()), Part(UNET)),
+            ("sdm", (UNet2DConditionModel, configs.unet.to_json()), Part(UNET)),
+            ("vae", (AutoencoderKL, configs.vae.to_json()), Part(VAE)),
+        )
+    }
+    if full:
+        kernels = {"bfloat16": jnp.bfloat16}[dtype]
+        params = jax.tree.map(lambda p: p.astype(kernels) if p.ndim > 1 else p, params)
+        for key in ("tdm", "sdm"):
+            models[key] = torch.compile(models[key].to(memory_format=torch.channels_last))
+    steps = make_steps(SamplerConfig(), ScheduleConfig())
+    print(f"\n{len(steps.stage)} steps: {steps.num_evaluations} UNet evaluations per picture")
+    for batch in batches:
+        x, contexts = inputs(configs, batch, size)
+        before = len(compilations)
+        begin = time.perf_counter()
+        ours = our_sampler(networks, params, x, contexts, 5.0, steps)
+        images = ours()
+        first = time.perf_counter() - begin
+        half = {"device": device, "dtype": torch.float16} if full else {}
+
+        def pytorch(x=x, contexts=contexts, half=half) -> np.ndarray:
+            with torch.inference_mode():
+                start, context = nchw(x).to(**half), torch.from_numpy(contexts).to(**half)
+                unets = models["tdm"], models["sdm"]
+                out = torch_sample(*unets, models["vae"], start, context, 5.0, steps)
+            return np.moveaxis(out.float().cpu().numpy(), 1, -1)
+
+        error = relative(images, pytorch())
+        title = f"{batch} pictures of {size * configs.vae.downscale} px, {dtype}"
+        show(title, in_turn({"fd_jax": ours, "PyTorch diffusers": pytorch}, rounds))
+        print(f"  relative L2 difference: {error:.1e}; first call {first:.1f} s")
+        print(f"  compilations: {len(compilations) - before}", end="; ")
+        before = len(compilations)
+        ours()
+        print(f"in a second call: {len(compilations) - before}")
+        if full:
+            peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+            theirs = torch.cuda.max_memory_allocated()
+            print(f"  peak memory: fd_jax {peak / 2**30:.1f} GiB, PyTorch {theirs / 2**30:.1f} GiB")
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--full", action="store_true", help="full-size pictures, on a GPU")
+    parser.add_argument("--rounds", type=int, default=3, help="calls of each peer (default: 3)")
+    arguments = parser.parse_args()
+    jax.monitoring.register_event_duration_secs_listener(count_compilations)
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}")
+    if arguments.full:
+        if jax.default_backend() != "gpu" or not torch.cuda.is_available():
+            parser.error("--full needs a GPU that both JAX and PyTorch see")
+        compare_sampling(Configs(), [1, 4, 16], 64, arguments.rounds, full=True)
+    else:
+        compare_unet(arguments.rounds)
+        compare_sampling(CONFIGS, [1, 4], 32, arguments.rounds, full=False)
+
+
+if __name__ == "__main__":
+    main()
