@@ -1,8 +1,9 @@
 """Sizes of the models, read from the json configs of their checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 from fd_jax.errors import InputError
 
@@ -20,12 +21,23 @@ _UNET_FIXED = {
     "dual_cross_attention": False,
     "num_attention_heads": None,
     "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+    "attention_type": "default",
     "class_embed_type": None,
     "num_class_embeds": None,
     "addition_embed_type": None,
     "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
     "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
     "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "in_channels": 4,
@@ -37,6 +49,8 @@ _VAE_FIXED = {
     "out_channels": 3,
     "latent_channels": 4,
     "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
@@ -73,8 +87,20 @@ class ConfigError(InputError):
     """A model's config is damaged, or describes an architecture that is not supported."""
 
 
-def _read(config: Mapping[str, Any], where: str, fixed: Mapping[str, Any], names: Mapping) -> dict:
-    """Returns the settings `names` (ours -> theirs), after a check of those that are `fixed`."""
+_Config = TypeVar("_Config")
+
+
+def _read(
+    cls: type[_Config],
+    config: Mapping[str, Any],
+    where: str,
+    fixed: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    optional: Sequence[str] = (),
+    **known: Any,
+) -> _Config:
+    """Makes a config of the settings `names` (ours -> theirs), those `optional`, and `known`."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"{where} is a {type(config).__name__}, expected a JSON object")
     for name, expected in fixed.items():
@@ -82,8 +108,17 @@ def _read(config: Mapping[str, Any], where: str, fixed: Mapping[str, Any], names
             raise ConfigError(f"{where}: {name} is {found!r}, supported is {expected!r}")
     if missing := sorted(theirs for theirs in names.values() if theirs not in config):
         raise ConfigError(f"{where} lacks {missing}")
-    found = {ours: config[theirs] for ours, theirs in names.items()}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    for field in dataclasses.fields(cls):
+        theirs = names.get(field.name, field.name)
+        if theirs in config and (field.name in names or theirs in optional):
+            value = config[theirs]
+            value = tuple(value) if isinstance(value, list) else value
+            _check_numbers(f"{where}: {theirs}", value, field.type)
+            known[field.name] = float(value) if field.type is float else value
+    try:
+        return cls(**known)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _with_defaults(config: Any, where: str, defaults: Mapping[str, Any], tower: str) -> Any:
@@ -91,27 +126,37 @@ def _with_defaults(config: Any, where: str, defaults: Mapping[str, Any], tower: 
     if not isinstance(config, Mapping):
         return config
     if tower in config:
-        # The towers are projected to one width, which old files give at the top alone.
+        # The width that both towers are projected to is the whole's, whatever a tower says.
         width = {key: config[key] for key in ("projection_dim",) if key in config}
         config = config[tower]
         if not isinstance(config, Mapping):
             raise ConfigError(f"{where}: {tower} is {config!r}, expected a JSON object")
-        config = width | config
+        config = {**config, **width}
     elif (kind := config.get("model_type")) not in (None, f"clip_{tower.split('_')[0]}_model"):
         raise ConfigError(f"{where}: model_type is {kind!r}, expected a CLIP or its {tower}")
     return {**defaults, **config}
 
 
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if type(number) is not int or number < 1:
-                raise ConfigError(
-                    f"{type(config).__name__}: {name} is {value!r}, expected whole numbers above 0"
-                )
-        if value == ():
-            raise ConfigError(f"{type(config).__name__}: {name} is empty")
+def _check_numbers(name: str, value: Any, declared: Any) -> None:
+    """Raises ConfigError unless `value` has numbers above 0, as they are `declared`."""
+    is_tuple = get_origin(declared) is tuple
+    kinds = (int, float) if declared is float else (int,)
+    numbers = value if is_tuple else (value,)
+    if not isinstance(numbers, tuple) or not all(
+        # NaN fails the comparisons, and so does an integer that no float can hold.
+        type(number) in kinds and 0 < number <= sys.float_info.max
+        for number in numbers or (None,)
+    ):
+        wanted = "a list of whole numbers" if is_tuple else "a whole number"
+        wanted = "a finite number" if declared is float else wanted
+        raise ConfigError(f"{name} is {value!r}, expected {wanted} above 0")
+
+
+def _check_fields(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        if bool not in get_args(field.type):
+            name = f"{type(config).__name__}: {field.name}"
+            _check_numbers(name, getattr(config, field.name), field.type)
 
 
 def _check_divides(config: Any, divisor: str, dividend: str) -> None:
@@ -140,10 +185,14 @@ class UNetConfig:
     sample_size: int = 64
 
     def __post_init__(self):
-        sizes = "block_out_channels", "layers_per_block", "cross_attention_dim", "num_heads"
-        _check_positive(self, *sizes, "norm_num_groups", "sample_size")
+        _check_fields(self)
         _check_divides(self, "num_heads", "block_out_channels")
         _check_divides(self, "norm_num_groups", "block_out_channels")
+        if self.block_out_channels[0] % 2:
+            raise ConfigError(
+                f"UNetConfig: block_out_channels is {self.block_out_channels}, expected an even "
+                "number first: half of it are sines and half cosines of the timestep"
+            )
         if len(self.has_attention) != len(self.block_out_channels):
             raise ConfigError(
                 f"UNetConfig: {len(self.has_attention)} kinds of block, expected as many as "
@@ -160,26 +209,22 @@ class UNetConfig:
         """Reads the `config.json` of a diffusers UNet. Raises ConfigError."""
         names = {
             "block_out_channels": "block_out_channels",
-            "has_attention": "down_block_types",
             "layers_per_block": "layers_per_block",
             "cross_attention_dim": "cross_attention_dim",
             # diffusers' name is a mistake of old: it holds the number of heads.
             "num_heads": "attention_head_dim",
         }
-        found = _read(config, where, _UNET_FIXED, names)
-        blocks = found["has_attention"]
-        kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-        mirrored = tuple(str(block).replace("Down", "Up") for block in reversed(blocks))
-        if not set(blocks) <= kinds.keys() or mirrored != tuple(config.get("up_block_types", ())):
-            raise ConfigError(
-                f"{where}: blocks {blocks} down and {config.get('up_block_types')} up, supported "
-                f"are {sorted(kinds)} and their mirror image"
-            )
-        found["has_attention"] = tuple(kinds[block] for block in blocks)
-        if isinstance(found["num_heads"], tuple):
-            raise ConfigError(f"{where}: attention_head_dim differs by level, supported is one")
         optional = ("norm_num_groups", "norm_eps", "sample_size")
-        return cls(**found, **{name: config[name] for name in optional if name in config})
+        kinds = ("DownBlock2D", "CrossAttnDownBlock2D")
+        down, up = config.get("down_block_types"), config.get("up_block_types")
+        if not isinstance(down, list) or not all(block in kinds for block in down):
+            raise ConfigError(f"{where}: down_block_types is {down!r}, supported are {kinds}")
+        if up != (mirrored := [block.replace("Down", "Up") for block in reversed(down)]):
+            raise ConfigError(f"{where}: up_block_types is {up!r}, supported is {mirrored}")
+        attends = tuple(block == kinds[1] for block in down)
+        return _read(
+            cls, config, where, _UNET_FIXED, names, optional=optional, has_attention=attends
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads and diffusers too."""
@@ -219,8 +264,7 @@ class VAEConfig:
     sample_size: int = 512
 
     def __post_init__(self):
-        sizes = ("block_out_channels", "layers_per_block", "norm_num_groups", "sample_size")
-        _check_positive(self, *sizes)
+        _check_fields(self)
         _check_divides(self, "norm_num_groups", "block_out_channels")
 
     @property
@@ -232,14 +276,13 @@ class VAEConfig:
     def from_json(cls, config: Mapping[str, Any], where: str = "VAE config") -> "VAEConfig":
         """Reads the `config.json` of a diffusers AutoencoderKL. Raises ConfigError."""
         names = {name: name for name in ("block_out_channels", "layers_per_block")}
-        found = _read(config, where, _VAE_FIXED, names)
         optional = ("norm_num_groups", "scaling_factor", "sample_size")
-        found |= {name: config[name] for name in optional if name in config}
+        read = _read(cls, config, where, _VAE_FIXED, names, optional=optional)
         for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-            expected = [f"{kind}Block2D"] * len(found["block_out_channels"])
+            expected = [f"{kind}Block2D"] * len(read.block_out_channels)
             if (blocks := config.get(key, expected)) != expected:
-                raise ConfigError(f"{where}: {key} is {blocks}, supported is {expected}")
-        return cls(**found)
+                raise ConfigError(f"{where}: {key} is {blocks!r}, supported is {expected}")
+        return read
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads and diffusers too."""
@@ -269,7 +312,7 @@ class CLIPTextConfig:
     max_length: int = 77
 
     def __post_init__(self):
-        _check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        _check_fields(self)
         _check_divides(self, "num_heads", "hidden_size")
 
     @classmethod
@@ -279,7 +322,7 @@ class CLIPTextConfig:
         """Reads the `config.json` of a CLIPTextModel, or a CLIP's `text_config`."""
         names = {"max_length": "max_position_embeddings", "vocab_size": "vocab_size"}
         config = _with_defaults(config, where, _CLIP_TEXT_DEFAULTS, "text_config")
-        return cls(**_read(config, where, _CLIP_FIXED, _CLIP_NAMES | names))
+        return _read(cls, config, where, _CLIP_FIXED, _CLIP_NAMES | names)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads and transformers too."""
@@ -310,7 +353,7 @@ class CLIPVisionConfig:
     projection_dim: int = 768
 
     def __post_init__(self):
-        _check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        _check_fields(self)
         _check_divides(self, "num_heads", "hidden_size")
         _check_divides(self, "patch_size", "image_size")
 
@@ -321,7 +364,8 @@ class CLIPVisionConfig:
         """Reads the `config.json` of a CLIP, a CLIPVisionModel, or a CLIP's `vision_config`."""
         config = _with_defaults(config, where, _CLIP_VISION_DEFAULTS, "vision_config")
         names = {name: name for name in ("image_size", "patch_size", "projection_dim")}
-        return cls(**_read(config, where, _CLIP_FIXED, _CLIP_NAMES | names))
+        fixed = {**_CLIP_FIXED, "num_channels": 3}
+        return _read(cls, config, where, fixed, _CLIP_NAMES | names)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads and transformers too."""

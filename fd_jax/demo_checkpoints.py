@@ -56,6 +56,7 @@ def write_demo(out: str | os.PathLike, configs: Configs = CONFIGS, seed: int = 0
 
     Raises:
         InputError: A file cannot be written.
+        OSError: The tokenizer cannot be copied.
     """
     out = Path(out)
     networks = make_networks(configs)

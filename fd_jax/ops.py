@@ -72,7 +72,7 @@ def weigh(probs: Float[Array, "b h q k"], v: Float[Array, "b k h d"]) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", probs.astype(v.dtype), v)
 
 
-def check_kind(kind: AttentionKind) -> None:
+def check_kind(kind: str) -> None:
     """Raises InputError if there is no such attention."""
     if kind not in get_args(AttentionKind):
         raise InputError(f"attention is {kind!r}, expected one of {get_args(AttentionKind)}")

@@ -1,19 +1,19 @@
 """Face-diffuser as users call it: from checkpoints, prompts and photographs to pictures."""
 
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, SupportsFloat, SupportsIndex, get_args
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from fd_jax import ops, sharding
+from fd_jax import arguments, ops, sharding
 from fd_jax.checkpoints.folders import load_folder, read_configs
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.torch_weights import Placement
@@ -83,7 +83,7 @@ class FaceDiffuser:
         tdm: str | os.PathLike,
         image_encoder: str | os.PathLike,
         *,
-        dtype: str | None = None,
+        dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         attention: ops.AttentionKind = "auto",
         progress: bool = False,
@@ -135,24 +135,24 @@ class FaceDiffuser:
         references: Photograph | Sequence[Photograph] | Sequence[Sequence[Photograph]] = (),
         *,
         negative_prompt: str | Sequence[str] = "",
-        num_images: int = 1,
-        num_steps: int = 50,
-        alpha: float = 0.3,
-        beta: float = 0.6,
-        fusion_start: int | None = None,
-        fusion_end: int | None = None,
-        guidance_scale: float = 5.0,
+        num_images: SupportsIndex = 1,
+        num_steps: SupportsIndex = 50,
+        alpha: SupportsFloat = 0.3,
+        beta: SupportsFloat = 0.6,
+        fusion_start: SupportsIndex | None = None,
+        fusion_end: SupportsIndex | None = None,
+        guidance_scale: SupportsFloat = 5.0,
         solver: str = "ddim",
-        seed: int | Sequence[int] = 0,
-        height: int | None = None,
-        width: int | None = None,
-        object_resolution: int = 224,
-        latents: Float[Array | np.ndarray, "b h w 4"] | None = None,
-        output_type: OutputType = "pil",
+        seed: SupportsIndex | Sequence[SupportsIndex] = 0,
+        height: SupportsIndex | None = None,
+        width: SupportsIndex | None = None,
+        object_resolution: SupportsIndex = 224,
+        latents: Float[Array | np.ndarray, "..."] | None = None,
+        output_type: OutputType | str = "pil",
         mode: str = "snf",
-        sdm_weight: float = 0.5,
+        sdm_weight: SupportsFloat = 0.5,
         smoothing: str = "box",
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         progress: bool = False,
         trace: bool = False,
     ) -> Pictures | tuple[Pictures, SamplingTrace]:
@@ -197,15 +197,17 @@ class FaceDiffuser:
             InputError: An argument is not what it should be; the message names it.
         """
         settings = SamplerConfig(
-            num_steps=num_steps,
-            alpha=alpha,
-            beta=beta,
-            fusion_start=fusion_start,
-            fusion_end=fusion_end,
-            guidance_scale=guidance_scale,
+            num_steps=arguments.whole("num_steps", num_steps),
+            alpha=arguments.number("alpha", alpha),
+            beta=arguments.number("beta", beta),
+            fusion_start=None
+            if fusion_start is None
+            else arguments.whole("fusion_start", fusion_start, 0),
+            fusion_end=None if fusion_end is None else arguments.whole("fusion_end", fusion_end, 0),
+            guidance_scale=arguments.number("guidance_scale", guidance_scale),
             solver=solver,
             mode=mode,
-            sdm_weight=sdm_weight,
+            sdm_weight=arguments.number("sdm_weight", sdm_weight),
             smoothing=smoothing,
         )
         steps = make_steps(settings, self.schedule)
@@ -214,21 +216,25 @@ class FaceDiffuser:
                 f"output_type is {output_type!r}, expected one of {get_args(OutputType)}"
             )
         size = self.latent_size(height, width)
-        prompts, references = _as_lists(prompts, references)
+        prompts, references = arguments.as_lists(prompts, references)
         count = len(prompts)
-        total = count * _whole("num_images", num_images)
-        batch_size = total if batch_size is None else _whole("batch_size", batch_size)
+        num_images = arguments.whole("num_images", num_images)
+        total = count * num_images
+        batch_size = total if batch_size is None else arguments.whole("batch_size", batch_size)
         requests = make_requests(
             self.tokenizer,
             prompts,
             references,
-            _one_each("negative_prompt", negative_prompt, count),
-            object_resolution=object_resolution,
+            arguments.one_each("negative_prompt", negative_prompt, count),
+            object_resolution=arguments.whole("object_resolution", object_resolution),
             needs_subjects=mode != "tdm",
         )
         if latents is not None:
-            latents = _check_latents(latents, (total, *size, 4))
-        seeds = [_whole("seed", seed, 0, 2**32 - 1) for seed in _one_each("seed", seed, count)]
+            latents = arguments.check_latents(latents, (total, *size, 4))
+        seeds = [
+            arguments.whole("seed", seed, 0, 2**32 - 1)
+            for seed in arguments.one_each("seed", seed, count)
+        ]
 
         # Whole batches, each a multiple of the devices, so that one program makes them all. What
         # is too many repeats the last picture.
@@ -249,7 +255,9 @@ class FaceDiffuser:
                     None if latents is None else latents[rows],
                 )
                 x, seen = self.programs.generate(
-                    *(batch, steps, guidance_scale, size, bar), smoothing=smoothing, trace=trace
+                    *(batch, steps, settings.guidance_scale, size, bar),
+                    smoothing=settings.smoothing,
+                    trace=trace,
                 )
                 made.append(fetch(x if output_type == "latents" else self.programs.decode(x)))
                 traces.append(seen)
@@ -269,14 +277,16 @@ class FaceDiffuser:
         on_mesh = sharding.put(latents, sharding.batched(self.mesh))
         return fetch(self.programs.decode(on_mesh))[:count]
 
-    def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def latent_size(
+        self, height: SupportsIndex | None, width: SupportsIndex | None
+    ) -> tuple[int, int]:
         """Returns height and width of the latents of a picture. Raises InputError."""
         scale = self.configs.vae.downscale
         unit = scale * self.configs.unet.downscale
         size = []
         for name, pixels in (("height", height), ("width", width)):
             pixels = self.configs.unet.sample_size * scale if pixels is None else pixels
-            if _whole(name, pixels) % unit:
+            if arguments.whole(name, pixels) % unit:
                 raise InputError(f"{name} is {pixels}, expected a multiple of {unit}")
             size.append(int(pixels) // scale)
         return size[0], size[1]
@@ -285,58 +295,6 @@ class FaceDiffuser:
 def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
     """Returns images in 0..1 as 256 levels."""
     return np.round(images * 255).astype(np.uint8)
-
-
-def _as_lists(prompts: Any, references: Any) -> tuple[list[str], list[list[Photograph]]]:
-    """One prompt or several, with their photographs, as lists of equal length."""
-    kinds = (str, os.PathLike, Image.Image, np.ndarray)
-    if isinstance(prompts, str):
-        prompts = [prompts]
-        references = [[references] if isinstance(references, kinds) else references or []]
-    elif len(references) == 0:
-        references = [[] for _ in prompts]
-    if not prompts:
-        raise InputError("there are no prompts, expected at least one")
-    if isinstance(references, kinds) or len(references) != len(prompts):
-        found = type(references).__name__ if isinstance(references, kinds) else len(references)
-        raise InputError(
-            f"references for {len(prompts)} prompts are {found}, expected {len(prompts)} lists"
-        )
-    for photographs in references:
-        if isinstance(photographs, kinds):
-            raise InputError(
-                f"references of a prompt are a {type(photographs).__name__}, expected a list of "
-                "photographs for each prompt"
-            )
-    return list(prompts), [list(photographs) for photographs in references]
-
-
-def _one_each(name: str, value: Any, count: int) -> list:
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-        if len(value) != count:
-            raise InputError(f"{name} has {len(value)} values, expected one or {count}")
-        return list(value)
-    return [value] * count
-
-
-def _whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < low or (high is not None and number > high):
-        expected = f"from {low} up" if high is None else f"in {low}..{high}"
-        raise InputError(f"{name} is {value!r}, expected a whole number {expected}")
-    return number
-
-
-def _check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:
-    latents = np.asarray(latents, np.float32)
-    if latents.shape != shape:
-        raise InputError(f"latents have shape {latents.shape}, expected {shape}")
-    if not np.isfinite(latents).all():
-        raise InputError("latents have values that are NaN or infinite")
-    return latents
 
 
 def _join(traces: list[Trace], steps: Steps, total: int) -> SamplingTrace:

@@ -24,6 +24,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
         InputError: The devices cannot be divided so.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if not devices:
+        raise InputError("there are no devices, expected at least one")
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"fsdp is {fsdp}, expected a divisor of {len(devices)}, the devices")
     # Axes are Auto: `jax.make_mesh` would make Explicit ones, which refuse sharded convolutions.

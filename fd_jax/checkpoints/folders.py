@@ -38,7 +38,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist, expected a config") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object")
@@ -72,7 +72,7 @@ def read_configs(
         schedule_config = ScheduleConfig.from_json(read_json(schedule))
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # of an integer that no float can hold
         raise CheckpointError(f"{schedule}: {error}") from error
     configs = Configs(
         config(UNetConfig, base / "unet"),
@@ -107,7 +107,7 @@ def load_folder(
     if part.prefix and not any(name.startswith(part.prefix) for name in tensors):
         part = part._replace(prefix="")
     found, buffers = torch_weights.match(tensors, {kind: abstract}, {kind: part}, str(path))
-    return torch_weights.load(found[kind], abstract, placement), buffers
+    return torch_weights.load(found[kind], abstract, placement, str(path)), buffers
 
 
 def write_folder(

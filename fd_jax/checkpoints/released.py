@@ -54,7 +54,9 @@ def load_released(
         if key in wanted or any(name.startswith(part.prefix) for name in tensors)
     }
     found, buffers = torch_weights.match(tensors, abstract, expected, str(path))
-    loaded = {key: torch_weights.load(found[key], abstract[key], placement) for key in wanted}
+    loaded = {
+        key: torch_weights.load(found[key], abstract[key], placement, str(path)) for key in wanted
+    }
     return loaded, buffers
 
 

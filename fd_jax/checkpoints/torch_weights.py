@@ -164,10 +164,10 @@ def match(
         By part and path the tensor, and the names of the buffers that are left behind.
 
     Raises:
-        CheckpointError: Tensors are missing, misshapen or unknown; it names them.
+        CheckpointError: Tensors are missing, misshapen, unknown or no floats; it names them.
     """
     found: dict[str, dict[Path, LazyTensor]] = {}
-    missing, misshapen, used = [], [], set()
+    missing, misshapen, not_floats, used = [], [], [], set()
     for key, part in parts.items():
         found[key] = {}
         for path, leaf in flatten(abstract[key]).items():
@@ -181,17 +181,20 @@ def match(
             shapes = _torch_shapes(path, tuple(leaf.shape))
             if tensor.shape not in shapes:
                 misshapen.append(f"{tensor.name} is {tensor.shape}, expected {shapes[0]}")
+            if not jax.numpy.issubdtype(tensor.dtype, np.floating):
+                not_floats.append(f"{tensor.name} is {tensor.dtype}")
             found[key][path] = tensor
     rest = [name for name in tensors if name not in used]
     buffers = [name for name in rest if any(_is_buffer(name, part) for part in parts.values())]
     problems = [
         ("lacks the tensors", missing),
         ("has tensors of another shape:", misshapen),
+        ("has tensors that are no floats:", not_floats),
         ("has unknown tensors", sorted(set(rest) - set(buffers))),
     ]
     if message := "; ".join(f"{what} {_some(which)}" for what, which in problems if which):
         raise CheckpointError(f"{where} {message}")
-    return found, buffers
+    return found, sorted(buffers)
 
 
 def _is_buffer(name: str, part: Part) -> bool:
@@ -205,32 +208,34 @@ def _some(items: list[str], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + more
 
 
-def load(found: Mapping[Path, LazyTensor], abstract: Params, placement: Placement) -> Params:
+def load(
+    found: Mapping[Path, LazyTensor], abstract: Params, placement: Placement, where: str
+) -> Params:
     """Reads matched tensors into arrays, one at a time.
 
     Args:
         found: What `match` found for this part.
         abstract: The parameters' shapes.
         placement: Where they are to live, and in which dtype.
+        where: Names the checkpoint in errors.
 
     Raises:
-        CheckpointError: A tensor is not of floats, or has values that are not finite.
+        CheckpointError: A tensor is damaged, or has values that are not finite.
     """
     params = {}
     for path, leaf in flatten(abstract).items():
         tensor = found[path]
         value = tensor.read()
-        if not jax.numpy.issubdtype(value.dtype, np.floating):
-            raise CheckpointError(f"{tensor.name} is {value.dtype}, expected floats")
         if not np.isfinite(value).all():
             count = value.size - np.isfinite(value).sum()
             raise CheckpointError(
-                f"{tensor.name} has {count} values of {value.size} that are NaN or infinite"
+                f"{where}: {tensor.name} has {count} values of {value.size} that are NaN or "
+                "infinite"
             )
         value = _from_torch(path, value, leaf.ndim)
         value = np.asarray(value, placement.dtype if leaf.ndim > 1 else np.float32, order="C")
-        where = placement.sharding(path, value.shape)
-        params[path] = jax.make_array_from_callback(value.shape, where, value.__getitem__)
+        sharding = placement.sharding(path, value.shape)
+        params[path] = jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
         placement.advance(1)
     return unflatten(params)
 

@@ -1,0 +1,160 @@
+"""The mesh, and that the compiled programs leave a divided batch where it is."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from fd_jax import ops, sharding
+from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.data.references import Requests
+from fd_jax.demo_checkpoints import random_params
+from fd_jax.errors import InputError
+from fd_jax.networks import make_networks
+from fd_jax.programs import ModelParams, Programs
+from fd_jax.sampling.stages import SamplerConfig, make_steps
+from fd_jax.schedule import ScheduleConfig
+
+CONFIGS = Configs(
+    UNetConfig(
+        block_out_channels=(8, 16),
+        has_attention=(True, False),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        num_heads=2,
+        norm_num_groups=4,
+    ),
+    VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
+    CLIPTextConfig(
+        hidden_size=12, intermediate_size=20, num_layers=1, num_heads=3, vocab_size=60, max_length=7
+    ),
+    CLIPVisionConfig(
+        hidden_size=10,
+        intermediate_size=14,
+        num_layers=1,
+        num_heads=2,
+        image_size=28,
+        projection_dim=12,
+    ),
+)
+ROWS, SIZE = 16, (6, 10)  # two images a device
+COLLECTIVE = re.compile(
+    r"= .*\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+)
+
+
+def test_mesh_of_all_devices():
+    mesh = sharding.make_mesh(fsdp=2)
+
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    assert list(mesh.devices.flat) == jax.devices()
+
+
+def test_mesh_of_some_devices():
+    mesh = sharding.make_mesh(jax.devices()[2:5], fsdp=3)
+
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 3}
+    assert list(mesh.devices.flat) == jax.devices()[2:5]
+
+
+@pytest.mark.parametrize(("count", "fsdp"), [(8, 3), (8, 0), (8, -2), (8, 16), (3, 2)])
+def test_mesh_that_devices_do_not_fill(count, fsdp):
+    message = f"fsdp is {fsdp}, expected a divisor of {count}, the devices"
+    with pytest.raises(InputError, match=message):
+        sharding.make_mesh(jax.devices()[:count], fsdp=fsdp)
+
+
+def test_mesh_without_devices():
+    with pytest.raises(InputError, match="no devices"):
+        sharding.make_mesh([])
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_rows_are_divided_over_all_devices(fsdp):
+    mesh = sharding.make_mesh(fsdp=fsdp)
+    rows = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
+
+    array = sharding.put({"rows": rows}, sharding.batched(mesh))["rows"]
+
+    np.testing.assert_array_equal(array, rows)
+    for i, shard in enumerate(sorted(array.addressable_shards, key=lambda s: s.device.id)):
+        np.testing.assert_array_equal(shard.data, rows[2 * i : 2 * i + 2])
+
+
+def test_replicated_arrays_are_whole_everywhere():
+    tree = {"a": np.arange(3), "b": [np.array(2.5, np.float32)]}
+
+    on_mesh = sharding.put(tree, sharding.replicated(sharding.make_mesh()))
+
+    jax.tree.map(np.testing.assert_array_equal, on_mesh, tree)
+    for array in jax.tree.leaves(on_mesh):
+        assert array.is_fully_replicated
+        assert len(array.sharding.device_set) == 8
+    assert on_mesh["a"].dtype == np.arange(3, dtype=np.int32).dtype
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """All programs, compiled for two images a device, and the layout of the states they make."""
+    networks = make_networks(CONFIGS, attention="chunked")
+    parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
+    params = ModelParams(*(random_params(getattr(networks, p).abstract, 0, p) for p in parts))
+    mesh = sharding.make_mesh(fsdp=2)
+    params, rows = sharding.put(params, sharding.replicated(mesh)), sharding.batched(mesh)
+    requests = Requests(
+        np.full((ROWS, 7), 3, np.int32),
+        np.full((ROWS, 7), 59, np.int32),
+        np.full((ROWS, 2, 28, 28, 3), 0.5, np.float32),
+        np.array([[1, 4]] * ROWS, np.int32),
+        np.array([[True, False]] * ROWS),
+    )
+    requests = sharding.put(requests, rows)
+    seeds = sharding.put((np.arange(ROWS, dtype=np.uint32), np.zeros(ROWS, np.int32)), rows)
+    size = dict(zip(("height", "width"), SIZE, strict=True))
+    given = sharding.put(np.zeros((ROWS, *SIZE, 4), np.float32), rows)
+    steps = make_steps(SamplerConfig(num_steps=3), ScheduleConfig())
+    programs = Programs(networks, params, mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "QUERY_BLOCK", 20)  # of 60 queries
+        contexts, state = programs._encode(params, requests), programs._start(*seeds, **size)
+        inputs = (params, state, contexts, np.float32(5), steps)
+        lowered = {
+            "encode": programs._encode.lower(params, requests),
+            "start": programs._start.lower(*seeds, **size),
+            "continue": programs._continue.lower(given),
+            "sample": programs._sample.lower(*inputs, smoothing="box", trace=True),
+            "decode": programs._decode.lower(params.vae, state.x),
+        }
+        return {name: program.compile() for name, program in lowered.items()}
+
+
+def collectives(program):
+    """Whatever moves numbers between devices."""
+    text = program.as_text()
+    assert f"num_partitions={jax.device_count()}" in text
+    return [line.strip() for line in text.splitlines() if COLLECTIVE.search(line)]
+
+
+@pytest.mark.parametrize("name", ["encode", "start", "continue", "sample", "decode"])
+def test_programs_leave_every_image_on_its_device(compiled, name):
+    """Nothing moves between devices: images have nothing to do with one another."""
+    assert collectives(compiled[name]) == []
+
+
+@pytest.mark.parametrize("name", ["start", "continue"])
+def test_the_sampler_goes_on_from_its_own_state(compiled, name):
+    """It is laid out as the first one, so that the second part of a table compiles nothing."""
+    first, (later, _) = compiled[name].output_shardings, compiled["sample"].output_shardings
+
+    for a, b, ndim in zip(first, later, (4, 4, 5), strict=True):
+        assert a.is_equivalent_to(b, ndim)
+
+
+def test_collectives_are_found_where_there_are_some():
+    """The check above would see them."""
+    rows = sharding.batched(sharding.make_mesh())
+    x = sharding.put(np.ones((8, 3), np.float32), rows)
+
+    assert collectives(jax.jit(lambda x: x - x.sum(axis=0, keepdims=True)).lower(x).compile())
+    assert collectives(jax.jit(lambda x: x[::-1], out_shardings=rows).lower(x).compile())
