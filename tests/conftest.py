@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -18,6 +19,11 @@ from fd_jax.demo_checkpoints import write_demo
 
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Many tests compile the same programs.
+COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="fd_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Latents of 8 x 8, images of 16 x 16.
 TINY = Configs(

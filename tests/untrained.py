@@ -32,4 +32,5 @@ def split(make: Callable[..., nnx.Module], *args: Any, **options: Any) -> tuple:
 def build(make: Callable[..., nnx.Module], *args: Any, **options: Any) -> nnx.Module:
     """Returns a module with random parameters, which may be written to."""
     graphdef, params = split(make, *args, **options)
-    return nnx.merge(graphdef, jax.tree.map(np.copy, params))
+    # Not NumPy's: a computation may still be reading those where a test writes to them.
+    return nnx.merge(graphdef, jax.tree.map(jnp.array, params))
