@@ -5,13 +5,17 @@
     python benchmarks/sampling.py --full     # on a GPU: whole pictures at full size, bfloat16
 
 The peers are called in turn, round after round, so that whatever else the machine does hits all
-of them; a ratio is that of the medians. Outputs are compared before anything is timed.
+of them; a ratio is that of the medians. Their outputs are compared too.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,8 @@ from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+
+UNET_PEERS = ("fd_jax", "PyTorch diffusers", "Flax diffusers")
 
 compilations: list[float] = []
 
@@ -84,47 +90,67 @@ def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndar
     return x, rng.standard_normal(shape, np.float32)
 
 
-def compare_unet(rounds: int) -> None:
-    """One call of the Stable Diffusion 1.5 UNet, batch 2, float32."""
+def unet_peer(name: str) -> Callable[[], np.ndarray]:
+    """One call of the Stable Diffusion 1.5 UNet, batch 2, float32, by one of the peers."""
     configs = Configs()
+    (x, contexts), t = inputs(configs, 2, 64), np.array([500, 500], np.int32)
+    context, first = contexts[0], np.moveaxis(x, -1, 1)
+    if name == "Flax diffusers":
+        from diffusers import FlaxUNet2DConditionModel
+
+        model = FlaxUNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
+        weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, jnp.float32), shapes)
+        call = jax.jit(lambda p, *xs: model.apply({"params": p}, *xs).sample)
+        return lambda: np.asarray(call(weights, first, t, context))
     network = make_networks(configs).unet
     params = random_params(network.abstract, 0, "unet")
-    (x, contexts), t = inputs(configs, 2, 64), np.array([500, 500], np.int32)
-    context = contexts[0]
+    if name == "fd_jax":
+        on_device = jax.device_put(params)
+        call = jax.jit(lambda params, *xs: network.bind(params)(*xs))
+        return lambda: np.asarray(call(on_device, x, t, context))
     theirs = torch_model(UNet2DConditionModel, configs.unet.to_json(), params, Part(UNET))
-    on_device = jax.device_put(params)
-    call = jax.jit(lambda params, *xs: network.bind(params)(*xs))
-
-    def ours() -> np.ndarray:
-        return np.asarray(call(on_device, x, t, context))
+    del params
 
     def pytorch() -> np.ndarray:
         with torch.inference_mode():
             eps = theirs(nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
         return np.moveaxis(eps.numpy(), 1, -1)
 
-    peers = {"fd_jax": ours, "PyTorch diffusers": pytorch}
-    error = relative(ours(), pytorch())
-    print(f"\nUNet, {sum(p.numel() for p in theirs.parameters()):,} parameters")
-    print(f"  relative L2 difference to PyTorch: {error:.1e}")
-    if flax_call := diffusers_flax(params, x, t, context):
-        peers["Flax diffusers"] = flax_call
-    show("one UNet call, batch 2, 64 x 64 latents, float32", in_turn(peers, rounds))
+    return pytorch
 
 
-def diffusers_flax(params: dict, x: np.ndarray, t: np.ndarray, context: np.ndarray):
-    """The same call of diffusers' Flax UNet, or None where that is not installed."""
-    try:
-        from diffusers import FlaxUNet2DConditionModel
-    except (ImportError, RuntimeError) as error:
-        print(f"  Flax diffusers cannot be imported: {error}")
-        return None
-    model = FlaxUNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
-    weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, jnp.float32), shapes)
-    call = jax.jit(lambda p, *xs: model.apply({"params": p}, *xs).sample)
-    latents = np.moveaxis(x, -1, 1)
-    return lambda: np.asarray(call(weights, latents, t, context))
+def time_unet_peer(name: str, out: str) -> None:
+    """Writes seconds per call, and what the call returns."""
+    call = unet_peer(name)
+    result, seconds = call(), []
+    for _ in range(2):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    np.savez(out, seconds=seconds, result=result)
+
+
+def compare_unet(rounds: int) -> None:
+    """The peers in turn, each in a process of its own.
+
+    Together they would hold 17 GB, and the thread pools of each would idle beside the others.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in UNET_PEERS}
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for name in UNET_PEERS:
+                out = str(Path(folder, "peer.npz"))
+                command = [sys.executable, __file__, "--unet-peer", name, out]
+                subprocess.run(command, check=True)
+                with np.load(out) as found:
+                    seconds[name] += found["seconds"].tolist()
+                    results[name] = found["result"]
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    show("one Stable Diffusion 1.5 UNet call, batch 2, 64 x 64 latents, float32", medians)
+    error = relative(results["fd_jax"], results["PyTorch diffusers"])
+    print(f"  relative L2 difference of fd_jax to PyTorch: {error:.1e}")
 
 
 def torch_sample(tdm, sdm, vae, x, contexts, guidance: float, steps) -> torch.Tensor:
@@ -231,8 +257,11 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--full", action="store_true", help="full-size pictures, on a GPU")
-    parser.add_argument("--rounds", type=int, default=3, help="calls of each peer (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--unet-peer", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.unet_peer:
+        return time_unet_peer(*arguments.unet_peer)
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}")
     if arguments.full:
