@@ -227,6 +227,7 @@ class FaceDiffuser:
             references,
             arguments.one_each("negative_prompt", negative_prompt, count),
             object_resolution=arguments.whole("object_resolution", object_resolution),
+            max_length=self.configs.text_encoder.max_length,
             needs_subjects=mode != "tdm",
         )
         if latents is not None:
