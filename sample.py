@@ -172,7 +172,7 @@ def sample_prompt(arguments: Arguments) -> int:
         seed=arguments.seed,
         batch_size=min(arguments.batch_size * pipe.mesh.size, count),
         output_type="np",
-        progress=jax.process_index() == 0,
+        progress=True,
         trace=arguments.trace,
         **arguments.options(),
     )

@@ -187,7 +187,7 @@ class FaceDiffuser:
             smoothing: Of the saliency, `box` or `gaussian`.
             batch_size: Pictures made at a time, by default all. If fewer are wanted, the batch
                 is filled up, so that the program is the same.
-            progress: Whether to show how far sampling is.
+            progress: Whether to show how far sampling is; of several processes the first does.
             trace: Whether to return too what happened at every evaluation.
 
         Returns:
@@ -244,8 +244,9 @@ class FaceDiffuser:
         batches = pictures.reshape(-1, batch_size)
         made, traces = [], []
         evaluations = len(steps.stage) * len(batches)
+        is_silent = not progress or jax.process_index() != 0
         with tqdm(
-            desc="sampling", total=evaluations, unit=" evaluations", disable=not progress
+            desc="sampling", total=evaluations, unit=" evaluations", disable=is_silent
         ) as bar:
             for rows in batches:
                 prompt, number = np.divmod(rows, num_images)
@@ -257,6 +258,7 @@ class FaceDiffuser:
                 )
                 x, seen = self.programs.generate(
                     *(batch, steps, settings.guidance_scale, size, bar),
+                    in_parts=progress,
                     smoothing=settings.smoothing,
                     trace=trace,
                 )

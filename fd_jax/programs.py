@@ -83,6 +83,7 @@ class Programs:
         size: tuple[int, int],
         bar: tqdm,
         *,
+        in_parts: bool,
         smoothing: Smoothing,
         trace: bool,
     ) -> tuple[Latents, Trace | None]:
@@ -93,7 +94,9 @@ class Programs:
             steps: The table.
             guidance_scale: Of both models.
             size: Height and width of the latents.
-            bar: Advanced by rows, if it is shown.
+            bar: Advanced by rows, if they run in parts.
+            in_parts: Whether to dispatch a few rows at a time. The same on all processes of the
+                mesh, which must run the same programs, though one alone shows the bar.
             smoothing: Of the saliency.
             trace: Whether to return a trace.
         """
@@ -106,7 +109,7 @@ class Programs:
             else:
                 state = self._continue(sharding.put(batch.latents, where))
             length = len(steps.stage)
-            rows = length if bar.disable else _PROGRESS_ROWS
+            rows = _PROGRESS_ROWS if in_parts else length
             table = pad_steps(steps, -(-length // rows) * rows)
             traces = []
             for first in range(0, length, rows):
@@ -117,7 +120,7 @@ class Programs:
                     trace=trace,
                 )
                 traces.append(seen)
-                if not bar.disable:
+                if in_parts:
                     jax.block_until_ready(state.x)
                     bar.update(min(rows, length - first))
         if not trace:
