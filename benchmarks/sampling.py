@@ -134,7 +134,7 @@ def time_unet_peer(name: str, out: str) -> None:
 def compare_unet(rounds: int) -> None:
     """The peers in turn, each in a process of its own.
 
-    Together they would hold 17 GB, and the thread pools of each would idle beside the others.
+    Together they would hold the weights several times over, with three thread pools side by side.
     """
     seconds: dict[str, list[float]] = {name: [] for name in UNET_PEERS}
     results = {}
