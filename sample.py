@@ -11,6 +11,10 @@ Many, from a file with a JSON object per line, such as {"prompt": "a man <|image
 
 sample.py ... --prompt-file prompts.jsonl --output pictures
 
+Models of own training, from the folders of their runs, need nothing else:
+
+sample.py --sdm runs/sdm --tdm runs/tdm --prompt ...
+
 Every PNG holds the settings that made it.
 """
 
@@ -45,14 +49,17 @@ TRACE_COLUMNS = 8
 class Arguments:
     """What `sample.py` takes."""
 
-    base: Path
-    """Folder of Stable Diffusion 1.5, in the layout of diffusers."""
     sdm: Path
-    """Released subject-augmented model: its file, or the folder it is in."""
+    """Subject-augmented model: folder of a training run; or the released model's file, or the
+    folder it is in."""
     tdm: Path
-    """Released text-driven model: its file, or the folder it is in."""
-    image_encoder: Path
-    """Folder of the CLIP that the image encoder was tuned from."""
+    """Text-driven model, likewise."""
+    base: Path | None = None
+    """Folder of Stable Diffusion 1.5, in the layout of diffusers. Needed unless the SDM is a
+    training run."""
+    image_encoder: Path | None = None
+    """Folder of the CLIP that the image encoder was tuned from. Needed unless the SDM is a
+    training run."""
     prompt: str | None = None
     """What to show, with <|image|> after each person's word."""
     negative_prompt: str = ""
@@ -126,9 +133,9 @@ def main(arguments: Arguments) -> int:
 def load(arguments: Arguments, mesh: jax.sharding.Mesh) -> FaceDiffuser:
     """Reads the checkpoints."""
     return FaceDiffuser.from_pretrained(
-        base=arguments.base,
         sdm=arguments.sdm,
         tdm=arguments.tdm,
+        base=arguments.base,
         image_encoder=arguments.image_encoder,
         dtype=arguments.dtype,
         mesh=mesh,
@@ -140,14 +147,14 @@ def settings(pipe: FaceDiffuser, arguments: Arguments, **own: Any) -> dict[str, 
     """Returns what a picture was made with, for its text chunks."""
     height, width = pipe.latent_size(arguments.height, arguments.width)
     scale = pipe.configs.vae.downscale
+    paths = {name: getattr(arguments, name) for name in ("base", "sdm", "tdm", "image_encoder")}
     return {
         **own,
         **arguments.options(),
         "height": height * scale,
         "width": width * scale,
         "dtype": str(pipe.dtype),
-        **{name: str(getattr(arguments, name)) for name in ("base", "sdm", "tdm")},
-        "image_encoder": str(arguments.image_encoder),
+        **{name: str(path) for name, path in paths.items() if path is not None},
         "software": f"fd_jax, jax {jax.__version__} on {jax.default_backend()}",
     }
 

@@ -204,6 +204,13 @@ class UNetConfig:
         """How many times smaller the lowest level is than the latents, per side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def attending_levels(self) -> tuple[str, ...]:
+        """Names of the levels with cross-attention."""
+        down = [f"down_blocks.{i}" for i, attends in enumerate(self.has_attention) if attends]
+        mirrored = enumerate(reversed(self.has_attention))
+        return (*down, "mid_block", *(f"up_blocks.{i}" for i, attends in mirrored if attends))
+
     @classmethod
     def from_json(cls, config: Mapping[str, Any], where: str = "UNet config") -> "UNetConfig":
         """Reads the `config.json` of a diffusers UNet. Raises ConfigError."""

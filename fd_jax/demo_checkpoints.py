@@ -10,15 +10,13 @@ noise. They show that everything runs.
 
 import argparse
 import os
-import shutil
 import sys
 import zlib
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from fd_jax.checkpoints.folders import write_folder, write_json
+from fd_jax.checkpoints.folders import write_folder, write_stable_diffusion
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, write_released
 from fd_jax.checkpoints.torch_weights import flatten, unflatten
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
@@ -56,21 +54,15 @@ def write_demo(out: str | os.PathLike, configs: Configs = CONFIGS, seed: int = 0
 
     Raises:
         InputError: A file cannot be written.
-        OSError: The tokenizer cannot be copied.
     """
     out = Path(out)
     networks = make_networks(configs)
     abstract = {name: getattr(networks, name).abstract for name in SDM_PARTS}
     base = {name: random_params(abstract[name], seed, name) for name in abstract}
-    for name in ("unet", "vae", "text_encoder"):
-        write_folder(name, out / "base" / name, base[name], getattr(configs, name).to_json())
+    write_stable_diffusion(out / "base", base, configs, ScheduleConfig())
     write_folder(
         "image_encoder", out / "clip", base["image_encoder"], configs.image_encoder.to_json()
     )
-    write_json(out / "base" / "scheduler" / "scheduler_config.json", ScheduleConfig().to_json())
-    write_json(out / "base" / "model_index.json", _MODEL_INDEX)
-    with resources.as_file(resources.files("fd_jax") / "assets" / "tokenizer") as tokenizer:
-        shutil.copytree(tokenizer, out / "base" / "tokenizer", dirs_exist_ok=True)
     # Trained apart, the two models differ in their UNets and share the rest.
     for name, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
         params = base | {"unet": random_params(abstract["unet"], seed, name)}
@@ -97,19 +89,6 @@ def random_params(abstract: Params, seed: int, name: str) -> Params:
     return unflatten({path: draw(path, leaf.shape) for path, leaf in leaves.items()})
 
 
-_MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-}
-
-
 def main() -> None:
     """Writes the checkpoints that the command line asks for."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -119,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         write_demo(arguments.out, seed=arguments.seed)
-    except (InputError, OSError) as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
     print(f"wrote untrained checkpoints to {arguments.out}; what they make is noise")
 

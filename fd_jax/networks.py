@@ -62,6 +62,7 @@ def make_networks(
     *,
     dtype: DTypeLike = jnp.float32,
     attention: ops.AttentionKind = "auto",
+    remat: ops.Remat = "none",
 ) -> Networks:
     """Returns all networks. Nothing is allocated.
 
@@ -71,7 +72,7 @@ def make_networks(
     configs.check()
     ops.check_kind(attention)
     width = configs.text_encoder.hidden_size
-    unet = {"dtype": dtype, "attention": attention}
+    unet = {"dtype": dtype, "attention": attention, "remat": remat}
     return Networks(
         _network(lambda rngs: TextEncoder(configs.text_encoder, dtype=dtype, rngs=rngs)),
         _network(lambda rngs: ImageEncoder(configs.image_encoder, dtype=dtype, rngs=rngs)),

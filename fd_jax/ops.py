@@ -1,6 +1,7 @@
 """Functions of arrays, without parameters: attention, embeddings, activations."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fd_jax.errors import InputError
 
 AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn"]
+
+Remat = Literal["none", "dots", "blocks"]
 
 QUERY_BLOCK = 512  # queries of one block of the chunked forms
 _CUDNN_MAX_HEAD_DIM = 128  # on every GPU that has the kernel
@@ -150,6 +153,26 @@ def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
     """Bilinear interpolation with half-pixel centres, antialiased where it shrinks."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear")
+
+
+def remat(function: Callable[..., Any], kind: Remat) -> Callable[..., Any]:
+    """Returns the function, differentiated with less memory for more time.
+
+    Args:
+        function: A block of a network.
+        kind: `none` keeps what the way back needs; `dots` keeps the products of matrices and
+            computes the rest again; `blocks` keeps what goes into the block alone.
+
+    Raises:
+        InputError: The kind is unknown.
+    """
+    if kind not in get_args(Remat):
+        raise InputError(f"remat is {kind!r}, expected one of {get_args(Remat)}")
+    if kind == "none":
+        return function
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if kind == "dots" else None
+    return jax.checkpoint(function, policy=policy)
 
 
 def num_params(tree: object) -> int:

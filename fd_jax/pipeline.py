@@ -14,8 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from fd_jax import arguments, ops, sharding
-from fd_jax.checkpoints.folders import load_folder, read_configs
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
+from fd_jax.checkpoints.folders import TOKENIZER
+from fd_jax.checkpoints.released import SDM_PARTS
+from fd_jax.checkpoints.sources import Sources, load_models, read_sizes
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.config import Configs
 from fd_jax.data.captions import Tokenizer, load_tokenizer
@@ -23,7 +24,7 @@ from fd_jax.data.photographs import Photograph
 from fd_jax.data.references import make_requests
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
-from fd_jax.programs import Batch, ModelParams, Programs, fetch
+from fd_jax.programs import Batch, ModelParams, Programs
 from fd_jax.sampling.generate import Trace
 from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
 from fd_jax.schedule import ScheduleConfig
@@ -73,16 +74,16 @@ class FaceDiffuser:
     ):
         self.tokenizer, self.configs, self.schedule = tokenizer, configs, schedule
         self.mesh, self.left_behind, self.dtype = mesh, tuple(left_behind), networks.dtype
-        self.programs = Programs(networks, params, mesh)
+        self.programs = Programs(networks, params, mesh, prediction_type=schedule.prediction_type)
 
     @classmethod
     def from_pretrained(
         cls,
-        base: str | os.PathLike,
+        *,
         sdm: str | os.PathLike,
         tdm: str | os.PathLike,
-        image_encoder: str | os.PathLike,
-        *,
+        base: str | os.PathLike | None = None,
+        image_encoder: str | os.PathLike | None = None,
         dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         attention: ops.AttentionKind = "auto",
@@ -91,14 +92,16 @@ class FaceDiffuser:
         """Reads checkpoints.
 
         Args:
-            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
-                noise schedule, and the sizes of UNet and text encoder.
-            sdm: The released subject-augmented model: its file, or the folder with
+            sdm: The subject-augmented model: folder of a training run, of which the averaged
+                parameters are read, or the released one, its file or the folder with
                 `pytorch_model.bin` or `model.safetensors`. Gives text encoder, image encoder,
                 subject fusion and the UNet that makes persons.
-            tdm: The released text-driven model, likewise. Gives the UNet that makes scenes.
+            tdm: The text-driven model, likewise. Gives the UNet that makes scenes.
+            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
+                noise schedule, and the sizes of UNet and text encoder. Needed unless the SDM is a
+                run, which has all of these but the tokenizer: then it is CLIP's own.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
-                Gives its sizes.
+                Gives its sizes. Needed unless the SDM is a run.
             dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
                 float32 on a CPU, else bfloat16.
             mesh: Devices, by default all of this process; see `fd_jax.sharding.make_mesh`.
@@ -112,22 +115,25 @@ class FaceDiffuser:
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute_dtype = ops.as_dtype(dtype)
-        configs, schedule = read_configs(base, image_encoder)
-        tokenizer = load_tokenizer(Path(base) / "tokenizer")
+        sources = Sources(sdm, tdm, base, image_encoder)
+        configs, schedule = read_sizes(sources)
+        tokenizer = load_tokenizer(TOKENIZER if base is None else Path(base, "tokenizer"))
         mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
         networks = make_networks(configs, dtype=compute_dtype, attention=attention)
         abstract = {key: getattr(networks, key).abstract for key in SDM_PARTS}
         where = sharding.replicated(mesh)
         with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
             placement = Placement(compute_dtype, lambda path, shape: where, bar.update)
-            wanted = ["text_encoder", "image_encoder", "subject_fusion", "unet"]
-            persons, left = load_released(sdm, SDM_PARTS, abstract, placement, wanted=wanted)
-            scenes, more = load_released(tdm, TDM_PARTS, abstract, placement, wanted=["unet"])
-            vae, rest = load_folder("vae", Path(base) / "vae", abstract["vae"], placement)
+            persons, scenes, vae, left = load_models(sources, abstract, placement)
         params = ModelParams(
-            *map(persons.get, wanted[:3]), sdm=persons["unet"], tdm=scenes["unet"], vae=vae
+            persons["text_encoder"],
+            persons["image_encoder"],
+            persons["subject_fusion"],
+            sdm=persons["unet"],
+            tdm=scenes,
+            vae=vae,
         )
-        return cls(networks, params, tokenizer, configs, schedule, mesh, left + more + rest)
+        return cls(networks, params, tokenizer, configs, schedule, mesh, left)
 
     def __call__(
         self,
@@ -262,7 +268,8 @@ class FaceDiffuser:
                     smoothing=settings.smoothing,
                     trace=trace,
                 )
-                made.append(fetch(x if output_type == "latents" else self.programs.decode(x)))
+                finished = x if output_type == "latents" else self.programs.decode(x)
+                made.append(sharding.fetch(finished))
                 traces.append(seen)
         result = np.concatenate(made)[:total]
         if not np.isfinite(result).all():
@@ -278,7 +285,7 @@ class FaceDiffuser:
         padded = np.arange(-(-count // self.mesh.size) * self.mesh.size).clip(max=count - 1)
         latents = np.asarray(latents, np.float32)[padded]
         on_mesh = sharding.put(latents, sharding.batched(self.mesh))
-        return fetch(self.programs.decode(on_mesh))[:count]
+        return sharding.fetch(self.programs.decode(on_mesh))[:count]
 
     def latent_size(
         self, height: SupportsIndex | None, width: SupportsIndex | None

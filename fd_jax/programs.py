@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
@@ -55,9 +54,17 @@ class Programs:
         networks: The networks.
         params: Their parameters.
         mesh: Devices. The rows of a batch are divided over them.
+        prediction_type: What the UNets predict, see `ScheduleConfig`.
     """
 
-    def __init__(self, networks: Networks, params: ModelParams, mesh: Mesh):
+    def __init__(
+        self,
+        networks: Networks,
+        params: ModelParams,
+        mesh: Mesh,
+        *,
+        prediction_type: str = "epsilon",
+    ):
         self.params, self.mesh = params, mesh
         # On GPU and TPU float32 products are shortened unless told otherwise.
         self._precision = "float32" if networks.dtype == jnp.float32 else None
@@ -69,7 +76,7 @@ class Programs:
         self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
         self._continue = jax.jit(init_state, out_shardings=state)
         self._sample = jax.jit(
-            partial(_sample, networks),
+            partial(_sample, networks, prediction_type),
             static_argnames=("smoothing", "trace"),
             out_shardings=(state, None),
         )
@@ -125,21 +132,13 @@ class Programs:
                     bar.update(min(rows, length - first))
         if not trace:
             return state.x, None
-        traces = [jax.tree.map(fetch, seen) for seen in traces]
+        traces = [jax.tree.map(sharding.fetch, seen) for seen in traces]
         return state.x, jax.tree.map(lambda *parts: np.concatenate(parts)[:length], *traces)
 
     def decode(self, latents: Latents) -> Float[Array, "b h2 w2 3"]:
         """Returns images in 0..1, on the mesh, of scaled latents on the mesh."""
         with jax.default_matmul_precision(self._precision):
             return self._decode(self.params.vae, latents)
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """Returns the whole array, which may be divided over processes, on the host."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    # All processes call this, and get the same.
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _encode(networks: Networks, params: ModelParams, requests: Requests) -> Contexts:
@@ -160,6 +159,7 @@ def _start(
 
 def _sample(
     networks: Networks,
+    prediction_type: str,
     params: ModelParams,
     state: SolverState,
     contexts: Contexts,
@@ -168,7 +168,11 @@ def _sample(
     **static: PyTree,
 ) -> tuple[SolverState, Trace | None]:
     tdm, sdm = networks.unet.bind(params.tdm), networks.unet.bind(params.sdm)
-    return sample(tdm, sdm, state, contexts, guidance_scale, steps, **static)
+    return sample(
+        *(tdm, sdm, state, contexts, guidance_scale, steps),
+        prediction_type=prediction_type,
+        **static,
+    )
 
 
 def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Array:

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from fd_jax.errors import InputError
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 # Settings of a diffusers scheduler that change its results and that nothing here follows.
 _UNSUPPORTED = ("trained_betas", "clip_sample", "thresholding", "rescale_betas_zero_snr")
@@ -25,7 +26,7 @@ class ScheduleConfig:
     num_train_timesteps: int = 1000
     steps_offset: int = 1  # added to the timesteps of DDIM and PNDM
     set_alpha_to_one: bool = False  # whether sampling ends at no noise, or at that of timestep 0
-    prediction_type: str = "epsilon"
+    prediction_type: str = "epsilon"  # what a UNet predicts: the noise, or v of arXiv:2202.00512
 
     def __post_init__(self):
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -43,8 +44,10 @@ class ScheduleConfig:
             )
         if self.steps_offset < 0:
             raise InputError(f"steps_offset is {self.steps_offset}, expected at least 0")
-        if self.prediction_type != "epsilon":
-            raise InputError(f"prediction_type is {self.prediction_type!r}, expected 'epsilon'")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"prediction_type is {self.prediction_type!r}, expected one of {PREDICTION_TYPES}"
+            )
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "ScheduleConfig":

@@ -9,13 +9,13 @@ import pytest
 # nor the other way round.
 LAYERS = (
     {"errors", "types"},
-    {"config", "ops", "schedule"},
+    {"config", "ops", "params", "schedule", "settings"},
     {"sharding", "runtime", "pictures"},
     {"data", "checkpoints", "trace_pictures"},
     {"conditioning", "models"},
-    {"networks", "sampling"},
+    {"networks", "sampling", "losses"},
     {"programs", "arguments", "demo_checkpoints"},
-    {"pipeline"},
+    {"pipeline", "training"},
 )
 PACKAGE = pathlib.Path(__file__).parents[1] / "fd_jax"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

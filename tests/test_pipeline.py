@@ -7,11 +7,18 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from trained import write_run
 
 from fd_jax import FaceDiffuser, sharding
+from fd_jax.checkpoints.folders import read_json, write_json
+from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.torch_files import open_tensors, write_safetensors
+from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.errors import InputError
+from fd_jax.networks import make_networks
 from fd_jax.pipeline import to_uint8
+from fd_jax.schedule import ScheduleConfig
+from tests.conftest import TINY
 
 ONE = "a man <|image|> in the snow"
 TWO = "a man <|image|> and a woman <|image|> reading"
@@ -314,3 +321,120 @@ def test_pickles_that_execute_code_are_refused(checkpoints, tmp_path):
 def test_an_unknown_dtype_is_refused(checkpoints):
     with pytest.raises(InputError, match="dtype is 'float8'"):
         FaceDiffuser.from_pretrained(**checkpoints, dtype="float8")
+
+
+@pytest.fixture(scope="module")
+def params(checkpoints):
+    """Parameters of the flat files, by kind."""
+    networks = make_networks(TINY)
+    abstract = {part: getattr(networks, part).abstract for part in SDM_PARTS}
+    where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
+    placement = Placement("float32", lambda path, shape: where)
+    return {
+        kind: load_released(checkpoints[kind], parts, abstract, placement, wanted=list(parts))[0]
+        for kind, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS))
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(params, tmp_path_factory):
+    """Training runs whose averages are the flat files' parameters."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {kind: write_run(folder / kind, kind, params[kind], TINY) for kind in params}
+
+
+def test_runs_need_nothing_beside_them(runs, pipe, people):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    trained = FaceDiffuser.from_pretrained(**runs, mesh=mesh)
+    assert trained.configs == TINY
+    np.testing.assert_array_equal(trained(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+
+
+@pytest.mark.parametrize("kind", ["sdm", "tdm"])
+def test_runs_and_released_models_go_together(checkpoints, runs, pipe, people, kind):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    mixed = FaceDiffuser.from_pretrained(**checkpoints | {kind: runs[kind]}, mesh=mesh)
+    np.testing.assert_array_equal(mixed(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+
+
+def test_a_run_is_cast_as_it_is_read(checkpoints, runs):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    half = FaceDiffuser.from_pretrained(**runs, dtype="bfloat16", mesh=mesh)
+    expected = FaceDiffuser.from_pretrained(**checkpoints, dtype="bfloat16", mesh=mesh)
+    for found, leaf in zip(
+        jax.tree.leaves(half.programs.params),
+        jax.tree.leaves(expected.programs.params),
+        strict=True,
+    ):
+        assert found.dtype == leaf.dtype
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(leaf))
+
+
+def test_without_a_run_base_and_image_encoder_are_needed(checkpoints, runs):
+    for key in ("base", "image_encoder"):
+        paths = checkpoints | {"tdm": runs["tdm"], key: None}
+        with pytest.raises(InputError, match=f"{key} is None.*expected both: .*sdm.safetensors is"):
+            FaceDiffuser.from_pretrained(**paths)
+
+
+def test_runs_in_each_others_place_are_refused(checkpoints, runs):
+    with pytest.raises(InputError, match="tdm trains a tdm, expected a run that trains a sdm"):
+        FaceDiffuser.from_pretrained(sdm=runs["tdm"], tdm=runs["tdm"])
+    with pytest.raises(InputError, match="sdm trains a sdm, expected a run that trains a tdm"):
+        FaceDiffuser.from_pretrained(**checkpoints | {"tdm": runs["sdm"]})
+
+
+def copy_run(runs, kind, folder, **changes):
+    """Copies a run, with changes to parts of its model."""
+    shutil.copytree(runs[kind], folder / kind)
+    path = folder / kind / "model.json"
+    model = read_json(path)
+    write_json(path, model | {part: model[part] | new for part, new in changes.items()})
+    return folder / kind
+
+
+def test_runs_of_other_architectures_are_refused(checkpoints, runs, tmp_path):
+    def refuses(match, **paths):
+        with pytest.raises(InputError, match=match):
+            FaceDiffuser.from_pretrained(**paths)
+
+    heads = {"attention_head_dim": 4}
+    other = copy_run(runs, "tdm", tmp_path / "heads", unet=heads)
+    refuses(
+        r"heads.tdm does not fit the SDM: unet.num_heads is 4, expected 2", **runs | {"tdm": other}
+    )
+    other = copy_run(runs, "sdm", tmp_path / "heads", unet=heads)
+    options = checkpoints | {"sdm": other}
+    refuses(r"base does not fit the SDM: unet.num_heads is 2, expected 4", **options)
+    other = copy_run(runs, "sdm", tmp_path / "vision", image_encoder={"num_attention_heads": 5})
+    options = runs | {"sdm": other, "image_encoder": checkpoints["image_encoder"]}
+    refuses(r"clip.config.json does not fit the SDM: num_heads is 2, expected 5", **options)
+    kind = {"prediction_type": "v_prediction"}
+    other = copy_run(runs, "tdm", tmp_path / "v", scheduler=kind)
+    refuses(r"scheduler.prediction_type is 'v_prediction', expected", **runs | {"tdm": other})
+    other = copy_run(runs, "sdm", tmp_path / "v", scheduler=kind)
+    refuses(r"base .*prediction_type is 'epsilon'", **checkpoints | {"sdm": other})
+    # Nor is a size that no parameter has.
+    wider = {"block_out_channels": [8, 32]}
+    narrow = {"tdm": copy_run(runs, "tdm", tmp_path / "wider", unet=wider)}
+    narrow["sdm"] = copy_run(runs, "sdm", tmp_path / "wider", unet=wider)
+    refuses(r"sdm is of another architecture: unet.*, expected float32\[32", **narrow)
+
+
+def test_the_resolution_of_a_run_is_its_own(checkpoints, runs, tmp_path):
+    larger = copy_run(runs, "sdm", tmp_path, unet={"sample_size": 10})
+    pipe = FaceDiffuser.from_pretrained(**checkpoints | {"sdm": larger})
+    assert pipe.latent_size(None, None) == (10, 10)
+
+
+def test_models_that_predict_v(params, pipe, people, tmp_path):
+    schedule = ScheduleConfig(prediction_type="v_prediction")
+    paths = {
+        kind: write_run(tmp_path / kind, kind, params[kind], TINY, schedule) for kind in params
+    }
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    predicts_v = FaceDiffuser.from_pretrained(**paths, mesh=mesh)
+    options = FAST | {"output_type": "latents"}
+    images = predicts_v(ONE, people[:1], **options)
+    assert np.isfinite(images).all()
+    assert np.abs(images - pipe(ONE, people[:1], **options)).max() > 0.01

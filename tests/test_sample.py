@@ -1,19 +1,22 @@
 """The command line of `sample.py`, on tiny untrained networks."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import start, together
+from trained import write_run
 
 import sample
+from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
+from fd_jax.demo_checkpoints import random_params
+from fd_jax.networks import make_networks
 from fd_jax.pictures import read_settings
 from fd_jax.pipeline import FaceDiffuser, to_uint8
+from tests.conftest import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = "a man <|image|> in the snow"
@@ -170,6 +173,26 @@ def test_a_missing_checkpoint_is_named(run, people, paths, tmp_path):
     assert "nowhere.bin" in shown
 
 
+def test_runs_are_sampled_without_anything_else(run, checkpoints, people, tmp_path):
+    networks = make_networks(TINY)
+    runs = []
+    for kind, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
+        params = {part: random_params(getattr(networks, part).abstract, 0, part) for part in parts}
+        runs.append(f"--{kind}={write_run(tmp_path / kind, kind, params, TINY)}")
+    arguments = "--prompt", PROMPT, "--reference", people[0], "--output", tmp_path / "out"
+    status, _, shown = run(*arguments, checkpoints=runs)
+    assert status == 0, shown
+    settings = read_settings(tmp_path / "out" / "0000.png")
+    assert settings["sdm"] == str(tmp_path / "sdm")
+    assert "base" not in settings
+
+    flat = [f"--sdm={checkpoints['sdm']}", runs[1], "--overwrite"]
+    status, _, shown = run(*arguments, checkpoints=flat)
+    assert status == 1
+    assert "base is None" in shown
+    assert "sdm.safetensors is no folder of a training run" in shown
+
+
 def write_lines(path: pathlib.Path, *lines: object) -> pathlib.Path:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("\n".join(texts))
@@ -220,26 +243,12 @@ def test_prompt_file(run, people, tmp_path):
     assert np.abs(pixels(single / "0000.png").astype(int) - first).max() <= 1
 
 
-def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COMPILATION_CACHE_DIR": "",
-    }
-    command = [sys.executable, str(ROOT / "sample.py"), *arguments]
-    with log.open("w") as out:
-        return subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
-        )
-
-
 def run_two_processes(arguments: list[str], folder: pathlib.Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [*arguments, "--coordinator-address", address, "--num-processes", "2"]
+    shares = together(arguments, 2)
     logs = [folder / f"log{i}" for i in range(2)]
-    started = [start([*together, "--process-id", str(i)], logs[i]) for i in range(2)]
+    started = [
+        start("sample.py", share, log, devices=2) for share, log in zip(shares, logs, strict=True)
+    ]
     try:
         statuses = [process.wait(timeout=240) for process in started]
     finally:

@@ -62,7 +62,7 @@ def test_reads_every_field():
         "num_train_timesteps": 500,
         "steps_offset": 0,
         "set_alpha_to_one": True,
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction",
     }
 
     config = ScheduleConfig.from_json(fields)
@@ -83,7 +83,7 @@ def test_fields_that_the_file_lacks_keep_their_defaults():
         ("thresholding", True),
         ("rescale_betas_zero_snr", True),
         ("beta_schedule", "squaredcos_cap_v2"),
-        ("prediction_type", "v_prediction"),
+        ("prediction_type", "sample"),
         ("num_train_timesteps", "1000"),
         ("num_train_timesteps", 1000.5),
         ("steps_offset", True),

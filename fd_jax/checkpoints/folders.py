@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fd_jax.checkpoints import torch_weights
+from fd_jax.checkpoints.lazy_tensor import file_errors
 from fd_jax.checkpoints.torch_files import (
     CheckpointError,
     find_weights,
@@ -17,6 +19,20 @@ from fd_jax.checkpoints.torch_weights import Part, Placement
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
+
+TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"  # CLIP's, folder
+
+_MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
 
 _CLIP_REST = (
     r"vision_model\.embeddings\.position_ids|text_model\..*|text_projection\..*|logit_scale"
@@ -46,21 +62,21 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_configs(
-    base: str | os.PathLike, image_encoder: str | os.PathLike
+    base: str | os.PathLike, image_encoder: str | os.PathLike | None
 ) -> tuple[Configs, ScheduleConfig]:
     """Reads the sizes of all networks, and the noise schedule.
 
     Args:
         base: Stable Diffusion 1.x as diffusers stores it.
-        image_encoder: A CLIP as transformers stores it.
+        image_encoder: A CLIP as transformers stores it; None where no subjects are encoded.
 
     Raises:
         CheckpointError: A folder or a config is missing or damaged.
         ConfigError: A config describes an architecture that is not supported.
     """
-    base, image_encoder = Path(base), Path(image_encoder)
+    base = Path(base)
     for folder, kind in ((base, "Stable Diffusion 1.x"), (image_encoder, "a CLIP")):
-        if not folder.is_dir():
+        if folder is not None and not Path(folder).is_dir():
             raise CheckpointError(f"{folder} is no folder, expected {kind}")
 
     def config(cls: type, folder: Path) -> Any:
@@ -68,20 +84,25 @@ def read_configs(
         return cls.from_json(read_json(path), str(path))
 
     schedule = base / "scheduler" / "scheduler_config.json"
-    try:
-        schedule_config = ScheduleConfig.from_json(read_json(schedule))
-    except CheckpointError:
-        raise
-    except (ValueError, OverflowError) as error:  # of an integer that no float can hold
-        raise CheckpointError(f"{schedule}: {error}") from error
+    schedule_config = schedule_from_json(read_json(schedule), str(schedule))
+    text = config(CLIPTextConfig, base / "text_encoder")
+    if image_encoder is None:
+        vision = CLIPVisionConfig(projection_dim=text.hidden_size)
+    else:
+        vision = config(CLIPVisionConfig, Path(image_encoder))
     configs = Configs(
-        config(UNetConfig, base / "unet"),
-        config(VAEConfig, base / "vae"),
-        config(CLIPTextConfig, base / "text_encoder"),
-        config(CLIPVisionConfig, image_encoder),
+        config(UNetConfig, base / "unet"), config(VAEConfig, base / "vae"), text, vision
     )
     configs.check()
     return configs, schedule_config
+
+
+def schedule_from_json(content: Mapping[str, Any], where: str) -> ScheduleConfig:
+    """Returns the noise schedule of a scheduler's config. Raises CheckpointError."""
+    try:
+        return ScheduleConfig.from_json(content)
+    except (ValueError, OverflowError) as error:  # of an integer that no float can hold
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def load_folder(
@@ -119,6 +140,32 @@ def write_folder(
     write_json(folder / "config.json", config)
     tensors = dict(torch_weights.export(params, part))
     write_safetensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
+
+
+def write_stable_diffusion(
+    folder: str | os.PathLike,
+    params: Mapping[str, Params],
+    configs: Configs,
+    schedule: ScheduleConfig,
+) -> None:
+    """Writes what `read_configs`, `load_folder` and diffusers' pipeline read.
+
+    Args:
+        folder: To be written: UNet, VAE, text encoder, scheduler and CLIP's tokenizer.
+        params: By part.
+        configs: Sizes.
+        schedule: Noise schedule.
+
+    Raises:
+        CheckpointError: A file cannot be written.
+    """
+    folder = Path(folder)
+    for kind in ("unet", "vae", "text_encoder"):
+        write_folder(kind, folder / kind, params[kind], getattr(configs, kind).to_json())
+    write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_json())
+    write_json(folder / "model_index.json", _MODEL_INDEX)
+    with file_errors(f"{folder}: cannot write the tokenizer"):
+        shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:

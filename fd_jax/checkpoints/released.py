@@ -1,12 +1,15 @@
 """The flat files that the released Face-diffuser and FastComposer trainings save."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from fd_jax.checkpoints import torch_weights
 from fd_jax.checkpoints.torch_files import find_weights, open_tensors, write_safetensors
 from fd_jax.checkpoints.torch_weights import Part, Placement
+from fd_jax.config import Configs
 from fd_jax.types import Params
 
 TDM_PARTS = {
@@ -19,6 +22,16 @@ SDM_PARTS = {
     "image_encoder": Part(torch_weights.IMAGE_ENCODER, "image_encoder."),
     "subject_fusion": Part(torch_weights.SUBJECT_FUSION, "postfuse_module."),
 }
+
+
+def parts_in(path: str | os.PathLike) -> list[str]:
+    """Returns which parts a flat checkpoint holds. Raises CheckpointError."""
+    names = open_tensors(_file(path))
+    return [
+        key
+        for key, part in SDM_PARTS.items()
+        if any(name.startswith(part.prefix) for name in names)
+    ]
 
 
 def load_released(
@@ -44,9 +57,7 @@ def load_released(
     Raises:
         CheckpointError: The file is missing, damaged, or of another model.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = find_weights(path, "model")
+    path = _file(path)
     tensors = open_tensors(path)
     expected = {
         key: part
@@ -60,11 +71,36 @@ def load_released(
     return loaded, buffers
 
 
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return find_weights(path, "model") if path.is_dir() else path
+
+
 def write_released(
     path: str | os.PathLike, parts: Mapping[str, Part], params: Mapping[str, Params]
 ) -> None:
     """Writes all parts to a safetensors file, named as released. Raises CheckpointError."""
-    tensors = {}
+    write_safetensors(path, dict(released_tensors(parts, params)), {"format": "pt"})
+
+
+def released_tensors(
+    parts: Mapping[str, Part], params: Mapping[str, Params]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields names and data of all parts, as they are released."""
     for key, part in parts.items():
-        tensors.update(torch_weights.export(params[key], part))
-    write_safetensors(path, tensors, {"format": "pt"})
+        yield from torch_weights.export(params[key], part)
+
+
+def position_ids(parts: Collection[str], configs: Configs) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the buffers that the released code expects in its files beside the parameters."""
+    vision = configs.image_encoder
+    lengths = {
+        "text_encoder": ("embeddings", configs.text_encoder.max_length),
+        "image_encoder": (
+            "vision_model.embeddings",
+            1 + (vision.image_size // vision.patch_size) ** 2,
+        ),
+    }
+    for key, (module, length) in lengths.items():
+        if key in parts:
+            yield f"{key}.{module}.position_ids", np.arange(length, dtype=np.int64)[None]

@@ -192,7 +192,7 @@ def match(
         ("has tensors that are no floats:", not_floats),
         ("has unknown tensors", sorted(set(rest) - set(buffers))),
     ]
-    if message := "; ".join(f"{what} {_some(which)}" for what, which in problems if which):
+    if message := "; ".join(f"{what} {some(which)}" for what, which in problems if which):
         raise CheckpointError(f"{where} {message}")
     return found, sorted(buffers)
 
@@ -203,7 +203,8 @@ def _is_buffer(name: str, part: Part) -> bool:
     )
 
 
-def _some(items: list[str], limit: int = 5) -> str:
+def some(items: list[str], limit: int = 5) -> str:
+    """Returns the first items of a list as text, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
 

@@ -1,6 +1,8 @@
 """The UNet of Stable Diffusion 1.x, which both the TDM and the SDM are."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -63,6 +65,7 @@ class UNet(nnx.Module):
         config: Sizes.
         dtype: Dtype of the computation. Norms and softmax stay float32, parameters as they are.
         attention: How attention is computed, see `ops.attention`.
+        remat: What is computed again on the way back in place of being kept, see `ops.remat`.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
@@ -72,12 +75,13 @@ class UNet(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         attention: ops.AttentionKind = "auto",
+        remat: ops.Remat = "none",
         rngs: nnx.Rngs,
     ):
         channels, depth = config.block_out_channels, config.layers_per_block
         common = {"dtype": dtype, "rngs": rngs}
         level = {"kind": attention, **common}
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.remat = config, dtype, remat
         self.conv_in = conv3x3(config.in_channels, channels[0], **common)
         self.time_embedding = TimeEmbedding(channels[0], **common)
 
@@ -136,7 +140,8 @@ class UNet(nnx.Module):
             x: Noisy latents.
             t: Timesteps.
             context: What the maps are over.
-            levels: Names such as `down_blocks.1`, `mid_block`, `up_blocks.2`.
+            levels: Names such as `down_blocks.1`, `mid_block`, `up_blocks.2`; those without
+                cross-attention give no map.
 
         Returns:
             The noise, and by name of the layer (`down_blocks.1.attentions.0`) its probabilities
@@ -144,14 +149,17 @@ class UNet(nnx.Module):
         """
         maps: dict[str, AttentionMap] = {}
 
+        def run(block: nnx.Module, *args: Array, **static: bool) -> Any:
+            return ops.remat(partial(_call, **static), self.remat)(block, *args)
+
         def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Array:
-            h = level.resnets[i](h, temb)
+            h = run(level.resnets[i], h, temb)
             if hasattr(level, "attentions"):
                 h = attend(name, level, i, h)
             return h
 
         def attend(name: str, level: Level, i: int, h: Features) -> Features:
-            h, probs = level.attentions[i](h, context, return_map=name in levels)
+            h, probs = run(level.attentions[i], h, context, return_map=name in levels)
             if probs is not None:
                 maps[f"{name}.attentions.{i}"] = probs
             return h
@@ -169,7 +177,7 @@ class UNet(nnx.Module):
                 skips.append(h)
 
         first, last = self.mid_block.resnets
-        h = last(attend("mid_block", self.mid_block, 0, first(h, temb)), temb)
+        h = run(last, attend("mid_block", self.mid_block, 0, run(first, h, temb)), temb)
 
         for i, level in enumerate(self.up_blocks):
             for j in range(len(level.resnets)):
@@ -180,6 +188,10 @@ class UNet(nnx.Module):
 
         eps = silu_conv_out(self.conv_norm_out, self.conv_out, h)
         return eps.astype(jnp.float32), maps
+
+
+def _call(block: Callable[..., Any], *args: Array, **static: bool) -> Any:
+    return block(*args, **static)
 
 
 class TimeEmbedding(nnx.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from fd_jax.sampling.guidance import Denoiser, guide
 from fd_jax.sampling.noise_fusion import Smoothing, saliency, saliency_mask
-from fd_jax.sampling.solvers import SolverState, predict_x0, solver_step
+from fd_jax.sampling.solvers import SolverState, predict_x0, solver_step, v_to_eps
 from fd_jax.sampling.stages import NULL, TEXT, Steps
 from fd_jax.types import Latents
 
@@ -40,18 +40,20 @@ def sample(
     guidance_scale: Float[Array, ""],
     steps: Steps,
     *,
+    prediction_type: str = "epsilon",
     smoothing: Smoothing = "box",
     trace: bool = False,
 ) -> tuple[SolverState, Trace | None]:
     """Executes rows of the table, from noise or from where earlier rows ended.
 
     Args:
-        tdm: Predicts noise from the text.
-        sdm: Predicts noise from the text with subjects.
+        tdm: Predicts noise, or v, from the text.
+        sdm: Predicts noise, or v, from the text with subjects.
         state: `init_state` of noise, or what an earlier call returned.
         contexts: Contexts of every image.
         guidance_scale: Of both models.
         steps: The rows.
+        prediction_type: What both predict, `epsilon` or `v_prediction`.
         smoothing: Of the saliency.
         trace: Whether to return what happened at every row.
     """
@@ -62,12 +64,17 @@ def sample(
         def skip(x: Latents) -> tuple[Latents, Latents]:
             return jnp.zeros_like(x), jnp.zeros_like(x)
 
+        def predicts_eps(model: Denoiser) -> Denoiser:
+            if prediction_type == "epsilon":
+                return model
+            return lambda x, t, context: v_to_eps(x, model(x, t, context), row.solver)
+
         def run_tdm(x: Latents) -> tuple[Latents, Latents]:
-            return guide(tdm, x, t, contexts[NULL], contexts[TEXT], guidance_scale)
+            return guide(predicts_eps(tdm), x, t, contexts[NULL], contexts[TEXT], guidance_scale)
 
         def run_sdm(x: Latents) -> tuple[Latents, Latents]:
             uncond, cond = contexts[row.sdm_uncond], contexts[row.sdm_cond]
-            return guide(sdm, x, t, uncond, cond, guidance_scale)
+            return guide(predicts_eps(sdm), x, t, uncond, cond, guidance_scale)
 
         # One conditional per network: a three-way switch would hold four copies of a UNet, and a
         # select would evaluate both networks at every step.

@@ -81,6 +81,16 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
     return SolverState(x, state.x, jnp.where(row.push, pushed, state.history))
 
 
+def v_to_eps(
+    x: Float[Array, "b h w c"], v: Float[Array, "b h w c"], row: SolverRows
+) -> Float[Array, "b h w c"]:
+    """The noise that v = alpha * eps - sigma * x_0 implies for `x` before this row.
+
+    Appendix D of arXiv:2202.00512, with x = alpha * x_0 + sigma * eps.
+    """
+    return row.alpha * v + row.sigma * x
+
+
 def predict_x0(
     x: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], row: SolverRows
 ) -> Latents:

@@ -227,7 +227,7 @@ def test_damaged_json(name, copied):
         (FILES[0], "use_linear_projection", True),
         (FILES[1], "latent_channels", 16),
         (FILES[2], "hidden_act", "gelu"),
-        (FILES[3], "prediction_type", "v_prediction"),
+        (FILES[3], "prediction_type", "sample"),
         (FILES[4], "num_channels", 4),
     ],
 )

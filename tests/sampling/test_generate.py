@@ -11,7 +11,7 @@ from untrained import fast_jit, normal
 from fd_jax.sampling.generate import initial_noise, sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps, pad_steps
-from fd_jax.schedule import ScheduleConfig
+from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 
 X, CONTEXTS = normal((2, 6, 9, 4)), normal((3, 2, 5, 7), 1)
 GUIDANCE = jnp.float32(5)
@@ -40,7 +40,9 @@ def stand_in(weight):
 TDM, SDM = stand_in(0.7), stand_in(1.3)
 
 
-@functools.partial(fast_jit, static_argnames=("tdm", "sdm", "trace", "smoothing"))
+@functools.partial(
+    fast_jit, static_argnames=("tdm", "sdm", "trace", "smoothing", "prediction_type")
+)
 def jitted(state, contexts, steps, *, tdm, sdm, **static):
     return sample(tdm, sdm, state, contexts, GUIDANCE, steps, **static)
 
@@ -320,3 +322,33 @@ def test_noise_of_an_image_follows_from_its_key_alone():
     assert len(np.unique(together)) > 0.99 * together.size
     np.testing.assert_allclose(together.mean(), 0, atol=0.05)
     np.testing.assert_allclose(together.std(), 1, atol=0.05)
+
+
+def v_of(predicts_eps):
+    """The same denoiser, with v as its output: sqrt(a) eps - sqrt(1 - a) x_0."""
+
+    def predicts_v(x, t, context):
+        level = jnp.asarray(alphas_cumprod(ScheduleConfig()), jnp.float32)[t][:, None, None, None]
+        alpha, sigma = jnp.sqrt(level), jnp.sqrt(1 - level)
+        eps = predicts_eps(x, t, context)
+        x0 = (x - sigma * eps) / alpha
+        return alpha * eps - sigma * x0
+
+    return predicts_v
+
+
+V_TDM, V_SDM = v_of(TDM), v_of(SDM)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "pndm", "dpmsolver++"])
+def test_networks_that_predict_v_are_sampled_as_those_that_predict_noise(solver):
+    # One model at a time: a pixel of the mask that flips is no rounding error.
+    for mode in ("sdm", "weighted"):
+        steps = steps_of(solver=solver, mode=mode, num_steps=9)
+        expected, trace = run(steps, trace=True)
+        found, seen = run(steps, tdm=V_TDM, sdm=V_SDM, trace=True, prediction_type="v_prediction")
+        scale = np.abs(expected.x).max()
+        np.testing.assert_allclose(found.x, expected.x, atol=1e-4 * scale)
+        np.testing.assert_allclose(seen.sdm_saliency, trace.sdm_saliency, rtol=1e-4)
+        np.testing.assert_allclose(seen.x0, trace.x0, atol=1e-4 * np.abs(trace.x0).max())
+    assert np.abs(latents(steps, tdm=V_TDM, sdm=V_SDM) - expected.x).max() > 0.1 * scale

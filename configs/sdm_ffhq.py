@@ -1,0 +1,30 @@
+"""The SDM of the paper: Stable Diffusion 1.5 that is given persons by their photographs.
+
+    python train.py --config configs/sdm_ffhq.py --workdir runs/sdm_ffhq --data.root ffhq \
+        --init.base stable-diffusion-v1-5 --init.image-encoder clip-vit-large-patch14
+
+Hyper-parameters are those of the released code: batch 32, AdamW at 1e-5, 150,000 steps; the UNet,
+the subject fusion and the last two layers of the image encoder train. Parameters and moments take
+11 GB, divided over --mesh.fsdp devices. The localization loss starts near 0 and falls below it.
+"""
+
+from fd_jax.data.loader import DataConfig
+
+from fd_jax.training.config import LoopConfig, TrainConfig
+from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.optimizer import OptimizerConfig
+
+CONFIG = TrainConfig(
+    objective=ObjectiveConfig(kind="sdm", mask_probability=0.5, localization_weight=1e-3),
+    data=DataConfig(batch_size=32, resolution=512, object_resolution=224, num_workers=8),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-5,
+        ema_decay=None,
+        train=(
+            ("unet/", 1.0),
+            ("subject_fusion/", 1.0),
+            (r"image_encoder/layers/-[12]/", 1.0),
+        ),
+    ),
+    loop=LoopConfig(num_steps=150_000, seed=42, checkpoint_every=5000, keep_every=50_000),
+)

@@ -1,0 +1,42 @@
+"""A small SDM, on a folder of photographs and two CPU cores.
+
+    python train.py --config configs/sdm_small.py --workdir runs/sdm_small --data.root photos \
+        --init.checkpoint runs/tdm_small
+
+It begins as the TDM, with whose autoencoder it must share its latents. Without --init.checkpoint
+all of it begins at random, the autoencoder too. Memory: 2 GB.
+"""
+
+import dataclasses
+
+from fd_jax.data.loader import DataConfig
+
+from configs.tdm_small import COMPUTE, LOOP, MODEL
+from fd_jax.training.config import TrainConfig
+from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.optimizer import OptimizerConfig
+
+CONFIG = TrainConfig(
+    objective=ObjectiveConfig(
+        kind="sdm",
+        localization_weight=1e-2,
+        # Grids of 16 x 16 and 8 x 8; the middle has 4 x 4.
+        localization_levels=("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"),
+    ),
+    model=MODEL,
+    data=DataConfig(batch_size=16, resolution=64, object_resolution=64, max_subjects=2),
+    optimizer=OptimizerConfig(
+        learning_rate=5e-4,
+        warmup_steps=100,
+        ema_decay=0.999,
+        train=(
+            ("unet/", 1.0),
+            ("text_encoder/", 1.0),
+            ("image_encoder/", 1.0),
+            ("subject_fusion/", 1.0),
+            ("vae/", 1.0),
+        ),
+    ),
+    compute=COMPUTE,
+    loop=dataclasses.replace(LOOP, preview_every=0),
+)

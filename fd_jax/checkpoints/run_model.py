@@ -1,0 +1,69 @@
+"""What a training run trains: the kind of its model and all sizes, in its folder's `model.json`."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from fd_jax.checkpoints.folders import read_json, schedule_from_json, write_json
+from fd_jax.checkpoints.lazy_tensor import CheckpointError
+from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.schedule import ScheduleConfig
+
+_FILE = "model.json"
+
+
+class RunModel(NamedTuple):
+    """What a run trains."""
+
+    kind: Literal["sdm", "tdm"]
+    configs: Configs  # of a TDM, with those of an image encoder that would fit
+    schedule: ScheduleConfig
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether this is the folder of a training run."""
+    return Path(path, _FILE).is_file()
+
+
+def write_model(run: str | os.PathLike, model: RunModel) -> None:
+    """Writes what `read_model` reads. By the first process alone. Raises CheckpointError."""
+    content: dict[str, Any] = {"kind": model.kind}
+    for name, config in model.configs._asdict().items():
+        if name != "image_encoder" or model.kind == "sdm":
+            content[name] = config.to_json()
+    if jax.process_index() == 0:
+        write_json(Path(run) / _FILE, content | {"scheduler": model.schedule.to_json()})
+
+
+def read_model(run: str | os.PathLike) -> RunModel:
+    """Reads what a run trains.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        ConfigError: A config describes an architecture that is not supported.
+    """
+    path = Path(run) / _FILE
+    content = read_json(path)
+    kind = content.get("kind")
+    if kind not in ("sdm", "tdm"):
+        raise CheckpointError(f"{path}: kind is {kind!r}, expected 'sdm' or 'tdm'")
+
+    def section(name: str) -> dict[str, Any]:
+        if not isinstance(found := content.get(name), dict):
+            raise CheckpointError(f"{path}: {name} is {found!r}, expected a JSON object")
+        return found
+
+    def config(cls: type, name: str) -> Any:
+        return cls.from_json(section(name), f"{path}: {name}")
+
+    text = config(CLIPTextConfig, "text_encoder")
+    if kind == "sdm":
+        vision = config(CLIPVisionConfig, "image_encoder")
+    else:
+        vision = CLIPVisionConfig(projection_dim=text.hidden_size)
+    configs = Configs(config(UNetConfig, "unet"), config(VAEConfig, "vae"), text, vision)
+    configs.check()
+    schedule = schedule_from_json(section("scheduler"), f"{path}: scheduler")
+    return RunModel(kind, configs, schedule)

@@ -1,0 +1,105 @@
+"""Metrics of a run: JSON lines always, TensorBoard and Weights & Biases where asked."""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fd_jax.errors import InputError
+
+FILE_NAME = "metrics.jsonl"
+
+
+def require(package: str, option: str) -> ModuleType:
+    """Returns an optional package. Raises InputError, with what to do, if it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{option} needs the package {package}, which is not installed: pip install {package}"
+        ) from error
+
+
+class MetricsWriter:
+    """Writes metrics of one process, the first.
+
+    Args:
+        workdir: Folder of the run.
+        step: Steps done so far. Lines of later ones, which a stopped run may have left, go.
+        tensorboard: Whether to write to WORKDIR/tensorboard.
+        wandb: Project of Weights & Biases.
+        config: Settings of the run.
+
+    Raises:
+        InputError: An optional package is missing.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        *,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        self._board = self._run = None
+        if tensorboard:
+            board = require("tensorboardX", "--log.tensorboard")
+            self._board = board.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        if wandb is not None:
+            # The same identity when the run goes on.
+            self._run = require("wandb", "--log.wandb").init(
+                project=wandb, id=_identity(workdir), resume="allow", config=dict(config or {})
+            )
+        path = workdir / FILE_NAME
+        _drop_later(path, step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Writes the metrics of a step. None, and what is not finite, is null in JSON."""
+        known = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps({"step": step, **known}) + "\n")
+        self._file.flush()
+        known = {name: value for name, value in known.items() if value is not None}
+        if self._board is not None:
+            for name, value in known.items():
+                self._board.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log(known, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._run is not None:
+            self._run.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics file; a last one that was cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _drop_later(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    temporary = path.with_suffix(".part")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _identity(workdir: Path) -> str:
+    path = workdir / "wandb_id"
+    if not path.exists():
+        path.write_text(os.urandom(8).hex(), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

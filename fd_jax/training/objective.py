@@ -1,0 +1,221 @@
+"""From a batch to its loss: what the TDM and the SDM are trained to do."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fd_jax.conditioning.encode import embed_subjects
+from fd_jax.data.examples import Example
+from fd_jax.errors import InputError
+from fd_jax.losses import denoising, localization, reconstruction
+from fd_jax.networks import Networks
+from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+from fd_jax.settings import Settings, nearest
+from fd_jax.types import (
+    Context,
+    HasSubject,
+    Images,
+    Latents,
+    Params,
+    SubjectIndex,
+    SubjectPixels,
+    Tokens,
+)
+
+Metrics = dict[str, Float[Array, ""]]
+Kind = Literal["tdm", "sdm"]
+
+PARTS = {
+    "tdm": ("unet", "vae", "text_encoder"),
+    "sdm": ("unet", "vae", "text_encoder", "image_encoder", "subject_fusion"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Settings):
+    """What is learnt, and how it is weighed."""
+
+    kind: Kind = "sdm"
+    """tdm: scenes, from the text alone. sdm: persons, whose photographs augment the text."""
+    mask_probability: float = 0.5
+    """How often the noise loss of a batch counts the subjects' pixels alone (sdm)."""
+    absent: denoising.Absent = "whole"
+    """What a sample without subjects counts in such a batch: whole, its whole image; released,
+    nothing, as in the released code."""
+    localization_weight: float = 1e-3
+    """Of the localization loss (sdm)."""
+    localization_levels: tuple[str, ...] = localization.LEVELS
+    """Levels of the UNet whose cross-attention the localization loss looks at."""
+    min_snr_gamma: float | None = None
+    """Gamma of min-SNR weighting (arXiv:2303.09556), 5 as a rule; none by default."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts; by default what the model it begins with does, else epsilon."""
+    reconstruction_weight: float = 1.0
+    """Of the autoencoder's loss, where the autoencoder trains."""
+    divergence_weight: float = 1e-3
+    """Of the latents' divergence from a standard normal, where the autoencoder trains."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("mask_probability", 0, 1)
+        for name in ("localization_weight", "reconstruction_weight", "divergence_weight"):
+            self.require(name, 0)
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise InputError(f"min_snr_gamma is {self.min_snr_gamma}, expected more than 0")
+
+
+class Batch(NamedTuple):
+    """Examples, and where each stands in the batch, whichever process loaded it."""
+
+    examples: Example
+    position: Int[Array, " b"]
+
+
+class Inputs(NamedTuple):
+    """Examples as the networks take them."""
+
+    image: Images
+    subject_pixels: SubjectPixels
+    subject_masks: Float[Array, "b s h w"]  # 1 inside, 0 outside and where a subject is absent
+    input_ids: Tokens
+    subject_token_index: SubjectIndex
+    has_subject: HasSubject
+
+
+class Draws(NamedTuple):
+    """What is random in a batch, besides its examples."""
+
+    t: Int[Array, " b"]
+    noise: Latents
+    posterior_noise: Latents  # latents are mean + std * it
+    use_mask: Bool[Array, ""]
+
+
+def to_inputs(examples: Example) -> Inputs:
+    """Returns floats, made on the device: bytes are what travels there."""
+    is_inside = examples.segment_map[:, None] == examples.subject_ids[:, :, None, None]
+    is_inside &= examples.has_subject[:, :, None, None]
+    return Inputs(
+        examples.image.astype(jnp.float32) / 127.5 - 1,
+        examples.subject_pixels.astype(jnp.float32) / 255,
+        is_inside.astype(jnp.float32),
+        examples.input_ids,
+        examples.subject_token_index,
+        examples.has_subject,
+    )
+
+
+class Objective:
+    """The loss of a batch.
+
+    Args:
+        networks: The networks.
+        config: What is learnt.
+        schedule: The noise schedule; its prediction type is the UNet's.
+        downscale: How many times smaller the latents are than the image, per side.
+        trains_vae: Whether the autoencoder's own loss counts. The UNet's never reaches it.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        config: ObjectiveConfig,
+        schedule: ScheduleConfig,
+        *,
+        downscale: int,
+        trains_vae: bool = False,
+    ):
+        self.networks, self.config, self.schedule = networks, config, schedule
+        self.downscale, self.trains_vae = downscale, trains_vae
+        level = alphas_cumprod(schedule)
+        self._alpha = np.sqrt(level).astype(np.float32)
+        self._sigma = np.sqrt(1 - level).astype(np.float32)
+
+    def draw(self, key: Key[Array, ""], batch: Batch) -> Draws:
+        """Returns the draws of a batch, those of each example from its position alone."""
+        height, width = (side // self.downscale for side in batch.examples.image.shape[1:3])
+        shape = (height, width, 4)
+
+        def one(position: Int[Array, ""]) -> tuple[Array, Array, Array]:
+            keys = jax.random.split(jax.random.fold_in(key, position), 3)
+            t = jax.random.randint(keys[0], (), 0, self.schedule.num_train_timesteps)
+            return t, jax.random.normal(keys[1], shape), jax.random.normal(keys[2], shape)
+
+        # No example has this position.
+        coin = jax.random.fold_in(key, np.uint32(2**32 - 1))
+        use_mask = jax.random.uniform(coin) < self.config.mask_probability
+        return Draws(*jax.vmap(one)(batch.position), use_mask)
+
+    def __call__(
+        self, params: dict[str, Params], inputs: Inputs, draws: Draws
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Returns the mean loss of a batch, and its parts."""
+        config, is_sdm = self.config, self.config.kind == "sdm"
+        vae = self.networks.vae.bind(params["vae"])
+        posterior = vae.encode(inputs.image)
+        z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * draws.posterior_noise
+        latents = jax.lax.stop_gradient(z * vae.config.scaling_factor)
+        alpha, sigma = jnp.asarray(self._alpha)[draws.t], jnp.asarray(self._sigma)[draws.t]
+        wide = alpha[:, None, None, None], sigma[:, None, None, None]
+        x = wide[0] * latents + wide[1] * draws.noise
+
+        text = self.networks.text_encoder.bind(params["text_encoder"])(inputs.input_ids)
+        context = self._augment(params, text, inputs) if is_sdm else text
+        unet = self.networks.unet.bind(params["unet"])
+        localizes = is_sdm and config.localization_weight > 0
+        levels = config.localization_levels if localizes else ()
+        prediction, maps = unet.with_maps(x, draws.t, context, levels)
+
+        kind = self.schedule.prediction_type
+        wanted = denoising.target(latents, draws.noise, *wide, kind)
+        weight = None
+        if config.min_snr_gamma is not None:
+            weight = denoising.min_snr_weight(alpha, sigma, config.min_snr_gamma, kind)
+        mask = None
+        if is_sdm:
+            size = latents.shape[1:3]
+            mask = denoising.loss_mask(
+                inputs.subject_masks, inputs.has_subject, size, config.absent
+            )
+            mask = jnp.where(draws.use_mask, mask, 1.0)
+        losses = {"denoising_loss": denoising.denoising_loss(prediction, wanted, mask, weight)}
+        total = losses["denoising_loss"]
+        if localizes:
+            where = inputs.subject_masks, inputs.subject_token_index, inputs.has_subject
+            losses["localization_loss"] = localization.localization_loss(maps, *where)
+            total = total + config.localization_weight * losses["localization_loss"]
+        if self.trains_vae:
+            decoded = vae.decode(z * vae.config.scaling_factor)
+            losses["reconstruction_loss"] = reconstruction.reconstruction_loss(
+                decoded, inputs.image
+            )
+            losses["divergence"] = reconstruction.divergence(posterior)
+            total = total + config.reconstruction_weight * losses["reconstruction_loss"]
+            total = total + config.divergence_weight * losses["divergence"]
+        means = {name: loss.mean() for name, loss in losses.items()}
+        return total.mean(), {"loss": total.mean(), **means}
+
+    def _augment(self, params: dict[str, Params], text: Context, inputs: Inputs) -> Context:
+        """Writes the subjects into their words."""
+        encoder = self.networks.image_encoder.bind(params["image_encoder"])
+        fusion = self.networks.subject_fusion.bind(params["subject_fusion"])
+        subjects = embed_subjects(encoder, inputs.subject_pixels)
+        return fusion(text, subjects, inputs.subject_token_index, inputs.has_subject)
+
+
+def check_levels(config: ObjectiveConfig, attending: tuple[str, ...]) -> None:
+    """Raises InputError if the localization loss asks for a level that has no cross-attention."""
+    if config.kind != "sdm" or not config.localization_weight:
+        return
+    for name in config.localization_levels:
+        if name not in attending:
+            raise InputError(
+                f"localization_levels has {name!r}, expected some of {attending}"
+                f"{nearest(name, attending)}"
+            )
+    if not config.localization_levels:
+        raise InputError("localization_levels is empty, expected some, or localization_weight 0")

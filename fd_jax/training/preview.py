@@ -1,0 +1,129 @@
+"""Pictures of fixed prompts, to see how a run comes along."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from fd_jax import sharding
+from fd_jax.conditioning.encode import embed_subjects
+from fd_jax.data.captions import SUBJECT_MARKER, Tokenizer
+from fd_jax.data.photographs import load_photograph
+from fd_jax.data.references import Requests, make_requests
+from fd_jax.errors import InputError
+from fd_jax.networks import Networks
+from fd_jax.params import Flat
+from fd_jax.pictures import contact_sheet
+from fd_jax.sampling.generate import initial_noise, sample
+from fd_jax.sampling.solvers import init_state
+from fd_jax.sampling.stages import SamplerConfig, make_steps
+from fd_jax.schedule import ScheduleConfig
+from fd_jax.training.config import PreviewConfig
+from fd_jax.training.objective import Kind
+from fd_jax.training.step import bind
+from fd_jax.types import Latents
+
+
+class Preview:
+    """Makes the pictures. The one model that trains makes them alone.
+
+    Args:
+        config: Prompts and their photographs.
+        networks: The networks.
+        schedule: The noise schedule.
+        tokenizer: CLIP's.
+        mesh: Devices, each of which makes all pictures.
+        kind: A tdm makes scenes from text; an sdm persons by delayed conditioning, as
+            FastComposer's.
+        size: Height and width of the latents.
+        object_resolution: Side of the subjects' pixels.
+
+    Raises:
+        InputError: A prompt or a photograph cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: PreviewConfig,
+        networks: Networks,
+        schedule: ScheduleConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        kind: Kind,
+        size: tuple[int, int],
+        object_resolution: int,
+    ):
+        self.config, self._mesh, self._networks, self._kind = config, mesh, networks, kind
+        self._references = _deal(config.prompts, config.references)
+        self._requests = make_requests(
+            tokenizer,
+            config.prompts,
+            self._references,
+            [""] * len(config.prompts),
+            object_resolution=object_resolution,
+            needs_subjects=False,
+        )
+        settings = SamplerConfig(
+            num_steps=config.num_steps,
+            guidance_scale=config.guidance_scale,
+            solver="dpmsolver++",
+            mode="tdm" if kind == "tdm" else "delayed",
+        )
+        self._steps = make_steps(settings, schedule)
+        self._prediction_type = schedule.prediction_type
+        keys = jax.vmap(jax.random.key)(jnp.arange(len(config.prompts), dtype=jnp.uint32))
+        self._noise = np.asarray(initial_noise(keys, *size))
+        self._make = jax.jit(self._pictures, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a sheet of the pictures that a model makes. All processes call it."""
+        where = sharding.replicated(self._mesh)
+        inputs = sharding.put((self._requests, self._noise), where)
+        images = sharding.fetch(self._make(trained, frozen, *inputs))
+        levels = list(np.round(np.nan_to_num(images) * 255).astype(np.uint8))
+        shown = [[load_photograph(path) for path in row] for row in self._references]
+        return contact_sheet(levels, list(self.config.prompts), references=shown)
+
+    def _pictures(
+        self, trained: Flat, frozen: Flat, requests: Requests, noise: Latents
+    ) -> Float[Array, "b h2 w2 3"]:
+        networks = self._networks
+        model = bind(trained, frozen, self._mesh, networks.dtype)
+        encode = networks.text_encoder.bind(model["text_encoder"])
+        text = encode(requests.input_ids)
+        augmented = text
+        if self._kind == "sdm":
+            encoder = networks.image_encoder.bind(model["image_encoder"])
+            fusion = networks.subject_fusion.bind(model["subject_fusion"])
+            subjects = embed_subjects(encoder, requests.subject_pixels)
+            augmented = fusion(text, subjects, requests.subject_token_index, requests.has_subject)
+        contexts = jnp.stack([encode(requests.null_ids), text, augmented])
+        unet = networks.unet.bind(model["unet"])
+
+        def absent(x: Latents, t: Array, context: Array) -> Latents:
+            return jnp.zeros_like(x)
+
+        models = (unet, absent) if self._kind == "tdm" else (absent, unet)
+        scale = jnp.float32(self.config.guidance_scale)
+        state, _ = sample(
+            *(*models, init_state(noise), contexts, scale, self._steps),
+            prediction_type=self._prediction_type,
+        )
+        images = jax.lax.map(networks.vae.bind(model["vae"]).decode, state.x[:, None])[:, 0]
+        return jnp.clip(images / 2 + 0.5, 0, 1)
+
+
+def _deal(prompts: tuple[str, ...], references: tuple[Path, ...]) -> list[list[str]]:
+    """Gives each prompt as many of the photographs as it has markers."""
+    counts = [prompt.count(SUBJECT_MARKER) for prompt in prompts]
+    if sum(counts) != len(references):
+        raise InputError(
+            f"preview: {len(references)} references for {sum(counts)} markers {SUBJECT_MARKER} in "
+            f"{len(prompts)} prompts, expected as many of each"
+        )
+    left = iter(map(str, references))
+    return [[next(left) for _ in range(count)] for count in counts]

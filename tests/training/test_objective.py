@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from untrained import fast_jit
+
+from fd_jax import params
+from fd_jax.errors import InputError
+from fd_jax.training.objective import Batch, ObjectiveConfig, check_levels, to_inputs
+from tests.training.conftest import make_objective, random_batch, to_jax
+
+KEY = jax.random.key(1)
+
+
+def losses(leaves, batch, *, use_mask=None, **settings):
+    objective = make_objective(**settings)
+
+    @fast_jit
+    def run(leaves, batch, key):
+        draws = objective.draw(key, batch)
+        if use_mask is not None:
+            draws = draws._replace(use_mask=jnp.array(use_mask))
+        return objective(params.nested(leaves), to_inputs(batch.examples), draws)[1]
+
+    return {name: float(value) for name, value in run(leaves, to_jax(batch), KEY).items()}
+
+
+def gradients(leaves, batch, **settings):
+    objective = make_objective(**settings)
+
+    @fast_jit
+    def run(leaves, batch, key):
+        draws = objective.draw(key, batch)
+
+        def loss(leaves):
+            return objective(params.nested(leaves), to_inputs(batch.examples), draws)[0]
+
+        return jax.grad(loss)(leaves)
+
+    return run(to_jax(leaves), to_jax(batch), KEY)
+
+
+def test_draws_follow_from_positions_not_from_rows():
+    """However a batch is divided over processes, and in whatever order its rows come."""
+    objective = make_objective()
+    batch = to_jax(random_batch(6))
+    order = np.array([4, 1, 5, 0, 3, 2])
+    draws = objective.draw(KEY, batch)
+    shuffled = objective.draw(KEY, jax.tree.map(lambda x: x[order], batch))
+    for name in ("t", "noise", "posterior_noise"):
+        np.testing.assert_array_equal(getattr(shuffled, name), getattr(draws, name)[order])
+    assert draws.noise.shape == (6, 8, 8, 4)
+    assert len(np.unique(draws.noise)) == draws.noise.size
+    np.testing.assert_array_equal(draws.use_mask, shuffled.use_mask)
+
+
+def test_draws_are_spread_as_they_should_be():
+    objective = make_objective(mask_probability=0.25)
+    batch = to_jax(random_batch(1))
+    many = Batch(batch.examples, jnp.arange(4000))
+    draws = objective.draw(KEY, many)
+    assert 0 <= draws.t.min() < 5
+    assert 994 < draws.t.max() <= 999
+    assert abs(draws.t.mean() - 499.5) < 20
+    masks = [bool(objective.draw(jax.random.key(i), batch).use_mask) for i in range(400)]
+    assert 60 < sum(masks) < 140
+
+
+def test_the_parts_add_up(leaves):
+    found = losses(leaves, random_batch(4), localization_weight=0.5)
+    assert found["loss"] == pytest.approx(
+        found["denoising_loss"] + 0.5 * found["localization_loss"], rel=1e-6
+    )
+
+
+def test_the_tdm_knows_no_subjects(leaves):
+    batch = random_batch(3)
+    others = batch.examples._replace(subject_pixels=255 - batch.examples.subject_pixels)
+    found = losses(leaves, batch, kind="tdm")
+    assert set(found) == {"loss", "denoising_loss"}
+    assert losses(leaves, batch._replace(examples=others), kind="tdm") == found
+    none = random_batch(3, subjects=0)
+    assert set(losses(leaves, none, kind="tdm")) == {"loss", "denoising_loss"}
+
+
+def test_the_sdm_sees_its_subjects(leaves):
+    batch = random_batch(3)
+    others = batch.examples._replace(subject_pixels=255 - batch.examples.subject_pixels)
+    assert losses(leaves, batch) != losses(leaves, batch._replace(examples=others))
+
+
+def test_samples_without_subjects_in_masked_batches(leaves):
+    """The first of three has none: by default it counts in full, as released not at all."""
+    batch = random_batch(1)
+    assert not batch.examples.has_subject.any()
+    plain = losses(leaves, batch, use_mask=False)["denoising_loss"]
+    assert losses(leaves, batch, use_mask=True)["denoising_loss"] == pytest.approx(plain)
+    assert losses(leaves, batch, use_mask=True, absent="released")["denoising_loss"] == 0
+
+
+@pytest.mark.parametrize("settings", [{"min_snr_gamma": 0.05}, {"prediction_type": "v_prediction"}])
+def test_weights_and_targets_change_the_noise_loss_alone(leaves, settings):
+    batch = random_batch(4)
+    plain, other = losses(leaves, batch), losses(leaves, batch, **settings)
+    assert other["denoising_loss"] != pytest.approx(plain["denoising_loss"], rel=1e-3)
+    assert other["localization_loss"] == pytest.approx(plain["localization_loss"], rel=1e-4)
+
+
+def test_the_noise_loss_does_not_reach_the_autoencoder(leaves):
+    """It would make latents that are easy to predict, and say nothing of the image."""
+    batch = random_batch(2)
+    grads = gradients(leaves, batch)
+    assert all(not np.any(g) for path, g in grads.items() if path.startswith("vae/"))
+    both = gradients(leaves, batch, trains_vae=True)
+    moved = [path for path, g in both.items() if path.startswith("vae/") and np.any(g)]
+    assert any("decoder" in path for path in moved)
+    assert any("encoder" in path for path in moved)
+    for path, g in grads.items():
+        if not path.startswith("vae/"):
+            np.testing.assert_allclose(both[path], g, rtol=1e-3, atol=1e-6)
+
+
+def test_levels_must_have_cross_attention():
+    with pytest.raises(InputError, match=r"'mid_blok'.*did you mean 'mid_block'"):
+        check_levels(
+            ObjectiveConfig(localization_levels=("mid_blok",)), ("down_blocks.0", "mid_block")
+        )
+    with pytest.raises(InputError, match="is empty"):
+        check_levels(ObjectiveConfig(localization_levels=()), ("mid_block",))
+    check_levels(ObjectiveConfig(kind="tdm"), ("mid_block",))

@@ -1,0 +1,144 @@
+"""One step, however it is computed, is the same."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fd_jax import sharding
+from fd_jax.training.feed import place
+from fd_jax.training.optimizer import OptimizerConfig, make_optimizer, rates
+from fd_jax.training.step import init_state, make_eval_step, make_train_step
+from tests.training.conftest import make_objective, random_batch
+
+TRAIN = (("unet/", 1.0), ("subject_fusion/", 1.0), ("image_encoder/layers/-1/", 0.5))
+CONFIG = OptimizerConfig(learning_rate=1e-5, train=TRAIN)
+
+
+def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, remat="none"):
+    """Returns state, metrics of each step, and the frozen parameters afterwards."""
+    mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+    factors = rates(config, leaves)
+    optimizer = make_optimizer(config, factors, 10)
+    trained = {path: leaves[path] for path in factors}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in factors}
+    make = partial(init_state, optimizer=optimizer, keep_ema=True)
+    layout = sharding.shardings(jax.eval_shape(make, trained), mesh)
+    state = jax.jit(make, out_shardings=layout)(trained)
+    where = sharding.shardings(frozen, mesh)
+    frozen = jax.tree.map(lambda leaf, s: jax.device_put(leaf, s), frozen, where)
+    # Without the mask's coin, which two seeds might draw alike.
+    objective = make_objective(remat=remat, mask_probability=1.0)
+    step = make_train_step(objective, optimizer, mesh, ema_decay=0.9, accumulation=accumulation)
+    # The backend's own optimizations only cost time here.
+    step = jax.jit(
+        step,
+        out_shardings=(layout, None),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    metrics = []
+    for i in range(steps):
+        batch = place(random_batch(8, seed=i).examples, mesh)
+        state, seen = step(state, frozen, batch, jax.random.key(5))
+        metrics.append({name: float(value) for name, value in seen.items()})
+    return state, metrics, frozen
+
+
+@pytest.fixture(scope="module")
+def plain(leaves):
+    return run(leaves)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-7)
+    # First moments are sums of gradients. Of the parameters themselves Adam's first steps say
+    # little: they have the size of the learning rate, also where a gradient is mere rounding.
+    # That rate is small, so that the second gradient is that of the same parameters.
+    mine, other = (state.opt_state[1].mu for state in (found[0], expected[0]))
+    smallest = 1e-6 * np.sqrt(sum(np.sum(np.square(leaf)) for leaf in other.values()))
+    for path, leaf in other.items():
+        error = np.linalg.norm(np.asarray(mine[path]) - np.asarray(leaf))
+        assert error < 1e-4 * np.linalg.norm(leaf) + smallest, path
+
+
+VARIANTS = {
+    "data": {"devices": 8},
+    "fsdp, remat of blocks": {"devices": 8, "fsdp": 8, "remat": "blocks"},
+    "mixed, accumulation, remat of all but dots": {
+        "devices": 4,
+        "fsdp": 2,
+        "accumulation": 2,
+        "remat": "dots",
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_is_the_same_however_it_is_computed(leaves, plain, variant):
+    assert_same(run(leaves, **VARIANTS[variant]), plain)
+
+
+def test_what_trains_moves_and_what_is_frozen_does_not(leaves, plain):
+    state, _, frozen = plain
+    factors = rates(CONFIG, leaves)
+    assert set(state.params) == set(factors) == set(state.ema_params)
+    moments = jax.tree.leaves(state.opt_state)
+    assert sum(np.size(leaf) for leaf in moments) < 2.01 * sum(leaves[p].size for p in factors)
+    for path, leaf in frozen.items():
+        assert path not in state.params
+        np.testing.assert_array_equal(leaf, leaves[path])
+    still = [path for path in factors if np.array_equal(state.params[path], leaves[path])]
+    assert still == []
+
+
+def test_rates_scale_the_first_step(leaves):
+    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, train=TRAIN)
+    state, _, _ = run(leaves, config=config, steps=1)
+    moves = {
+        part: max(
+            np.abs(np.asarray(state.params[path]) - leaves[path]).max()
+            for path in state.params
+            if path.startswith(part)
+        )
+        for part in ("unet/", "image_encoder/")
+    }
+    assert moves["unet/"] == pytest.approx(1e-2, rel=1e-2)
+    assert moves["image_encoder/"] == pytest.approx(0.5e-2, rel=1e-2)
+
+
+def test_the_state_is_divided_by_the_table(leaves):
+    state, _, _ = run(leaves, devices=8, fsdp=4, steps=1)
+    path = "unet/down_blocks/1/resnets/0/conv1/kernel"
+    adam = state.opt_state[1]
+    for leaf in (state.params[path], state.ema_params[path], adam.mu[path], adam.nu[path]):
+        assert leaf.sharding.spec == jax.sharding.PartitionSpec(None, None, None, "fsdp")
+        assert leaf.addressable_shards[0].data.size * 4 == leaf.size
+
+
+def test_held_out_losses_do_not_depend_on_the_devices(leaves):
+    found = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        measure = jax.jit(make_eval_step(make_objective(), mesh))
+        batch = place(random_batch(8).examples, mesh)
+        on_mesh = sharding.put(leaves, sharding.replicated(mesh))
+        metrics = measure(on_mesh, {}, batch, jax.random.key(0))
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_bfloat16_is_near(leaves, plain):
+    """The loss, not the parameters: Adam's first steps follow the sign of tiny gradients."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    objective = make_objective()
+    half = make_objective()
+    half.networks = half.networks._replace(dtype=jnp.dtype(jnp.bfloat16))
+    batch = place(random_batch(8).examples, mesh)
+    results = [
+        float(jax.jit(make_eval_step(o, mesh))(leaves, {}, batch, jax.random.key(0))["loss"])
+        for o in (objective, half)
+    ]
+    assert results[0] == pytest.approx(results[1], rel=2e-2)
