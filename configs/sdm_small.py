@@ -4,15 +4,16 @@
         --init.checkpoint runs/tdm_small
 
 It begins as the TDM, with whose autoencoder it must share its latents. Without --init.checkpoint
-all of it begins at random, the autoencoder too. Memory: 2 GB.
+all of it begins at random, the autoencoder too. On 657 portraits, two cores with other work beside
+it, 1,500 steps took 30 minutes and 4 GB of memory; the held-out noise loss fell from 0.198 (after
+200 steps) to 0.190 and the localization loss from 0.000 to -0.72: the subject's word is attended to
+on the subject.
 """
 
-import dataclasses
-
-from fd_jax.data.loader import DataConfig
-
 from configs.tdm_small import COMPUTE, LOOP, MODEL
-from fd_jax.training.config import TrainConfig
+from fd_jax.bundled import PEOPLE
+from fd_jax.data.loader import DataConfig
+from fd_jax.training.config import PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
@@ -38,5 +39,10 @@ CONFIG = TrainConfig(
         ),
     ),
     compute=COMPUTE,
-    loop=dataclasses.replace(LOOP, preview_every=0),
+    loop=LOOP,
+    preview=PreviewConfig(
+        prompts=("a photo of a man <|image|>", "a photo of a woman <|image|>"),
+        references=(PEOPLE / "P005.jpg", PEOPLE / "P003.jpg"),
+        guidance_scale=2.0,
+    ),
 )

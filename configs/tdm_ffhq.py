@@ -10,7 +10,6 @@ must: what changes is which pictures the model makes.
 """
 
 from fd_jax.data.loader import DataConfig
-
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fd_jax import arguments, ops, sharding
-from fd_jax.checkpoints.folders import TOKENIZER
+from fd_jax.bundled import TOKENIZER
 from fd_jax.checkpoints.released import SDM_PARTS
 from fd_jax.checkpoints.sources import Sources, load_models, read_sizes
 from fd_jax.checkpoints.torch_weights import Placement

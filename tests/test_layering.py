@@ -8,7 +8,7 @@ import pytest
 # Modules and folders of one row do not know each other: `models` never imports `conditioning`,
 # nor the other way round.
 LAYERS = (
-    {"errors", "types"},
+    {"bundled", "errors", "types"},
     {"config", "ops", "params", "schedule", "settings"},
     {"sharding", "runtime", "pictures"},
     {"data", "checkpoints", "trace_pictures"},

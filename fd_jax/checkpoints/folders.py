@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fd_jax.bundled import TOKENIZER
 from fd_jax.checkpoints import torch_weights
 from fd_jax.checkpoints.lazy_tensor import file_errors
 from fd_jax.checkpoints.torch_files import (
@@ -19,8 +20,6 @@ from fd_jax.checkpoints.torch_weights import Part, Placement
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
-
-TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"  # CLIP's, folder
 
 _MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",

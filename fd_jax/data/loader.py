@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from fd_jax.bundled import TOKENIZER
 from fd_jax.data.captions import MAX_SUBJECTS, Tokenizer, load_tokenizer
 from fd_jax.data.examples import Example, make_example
 from fd_jax.data.ffhq import Source, Split, has_split, open_source
@@ -22,8 +23,6 @@ from fd_jax.data.ffhq_item import DataError
 from fd_jax.data.references import MAX_OBJECT_RESOLUTION
 from fd_jax.errors import InputError
 from fd_jax.settings import Settings
-
-BUNDLED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -120,7 +119,7 @@ class Loader:
         self._batch_size = config.batch_size
         self._source = open_source(config.root, config.split)
         self._numbers = choose(self._source, config).tolist()
-        make = _Make(self._source, config, tokenizer_folder or BUNDLED_TOKENIZER, training)
+        make = _Make(self._source, config, tokenizer_folder or TOKENIZER, training)
         examples = grain.MapDataset.source(self._numbers).seed(seed).shuffle().repeat()
         examples = examples.random_map(make)[position + process :: count]
         self._is_copied = config.num_workers > 0
@@ -194,7 +193,7 @@ def held_out(
         return iter(())
     source = open_source(roots, "test")
     numbers = choose(source, dataclasses.replace(config, balance_subjects=False)).tolist()
-    make = _Make(source, config, tokenizer_folder or BUNDLED_TOKENIZER, training=False)
+    make = _Make(source, config, tokenizer_folder or TOKENIZER, training=False)
     size = config.batch_size
 
     def batches() -> Iterator[Example]:

@@ -3,13 +3,13 @@
 import pytest
 from data_items import item, write_folder
 
+from fd_jax.bundled import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
-from fd_jax.data.loader import BUNDLED_TOKENIZER
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return load_tokenizer(BUNDLED_TOKENIZER)
+    return load_tokenizer(TOKENIZER)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from fd_jax.bundled import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.examples import make_example
 from fd_jax.data.ffhq import open_source
-from fd_jax.data.loader import BUNDLED_TOKENIZER, DataConfig
+from fd_jax.data.loader import DataConfig
 
 pytestmark = pytest.mark.golden
 
@@ -24,7 +25,7 @@ def source(goldens):
 @pytest.fixture(scope="module")
 def pairs(arrays, source):
     """Each item as made here, with the arrays of the released code."""
-    tokenizer = load_tokenizer(BUNDLED_TOKENIZER)
+    tokenizer = load_tokenizer(TOKENIZER)
     background = np.ascontiguousarray(arrays["background"].transpose(1, 2, 0))
     found = []
     for i in range(len(source)):

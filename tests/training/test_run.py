@@ -16,7 +16,7 @@ from fd_jax.checkpoints.store import read_params
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.errors import InputError
 from fd_jax.params import flat
-from fd_jax.training import run as run_module
+from fd_jax.training import model
 from fd_jax.training.feed import Feed
 from fd_jax.training.loop import NonFiniteError
 from fd_jax.training.metrics import read_metrics
@@ -274,7 +274,7 @@ def test_bad_settings_are_named_before_anything_is_computed(tmp_path, monkeypatc
         for name, value in changes.items()
     }
     config = make_config(**replaced)
-    monkeypatch.setattr(run_module, "initial_params", None)
+    monkeypatch.setattr(model, "initial_params", None)
     with pytest.raises((InputError, FileNotFoundError), match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
