@@ -7,6 +7,7 @@ The same command again goes on where the run was stopped. Any setting of the con
 by its dotted name, such as --optimizer.learning-rate 2e-5.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -38,6 +39,7 @@ def main() -> int:
 def cli() -> None:
     """Runs the command line."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax notes what is as it should be
     try:
         status = main()
     except (InputError, NonFiniteError, OSError) as error:

@@ -1,8 +1,8 @@
 """Sampling against PyTorch and against diffusers' Flax, in one run.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/sampling.py            # on a CPU: one UNet call, then small models
-    python benchmarks/sampling.py --full     # on a GPU: whole pictures at full size, bfloat16
+    PYTHONPATH=. python benchmarks/sampling.py          # on a CPU: a UNet call, small models
+    PYTHONPATH=. python benchmarks/sampling.py --full   # on a GPU: full-size pictures, bfloat16
 
 The peers are called in turn, round after round, so that whatever else the machine does hits all
 of them; a ratio is that of the medians. Their outputs are compared too.
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from fd_jax.checkpoints.torch_weights import UNET, VAE, Part, export
+from benchmarks.peers import in_turn, nchw, relative, show, torch_model
+from fd_jax.checkpoints.torch_weights import UNET, VAE, Part
 from fd_jax.config import Configs
 from fd_jax.demo_checkpoints import CONFIGS, random_params
 from fd_jax.networks import Networks, make_networks
@@ -40,46 +41,6 @@ compilations: list[float] = []
 def count_compilations(event: str, seconds: float, **_) -> None:
     if "backend_compile" in event:
         compilations.append(seconds)
-
-
-def in_turn(peers: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each peer, called once before."""
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for call in peers.values():
-        call()
-    for _ in range(rounds):
-        for name, call in peers.items():
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def show(title: str, seconds: dict[str, float]) -> None:
-    print(f"\n{title}")
-    ours = seconds["fd_jax"]
-    for name, value in seconds.items():
-        print(f"  {name:24} {value:9.3f} s    {value / ours:5.2f} x the time of fd_jax")
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def torch_model(cls: type, config: dict, params: dict, names: Part) -> torch.nn.Module:
-    """A model of diffusers with the same weights."""
-    model = cls.from_config(config).eval().requires_grad_(False)
-    state = {name: torch.from_numpy(value) for name, value in export(params, names)}
-    if cls is AutoencoderKL:
-        renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-        for old, new in renamed.items():
-            state = {name.replace(f".{old}.", f".{new}."): v for name, v in state.items()}
-    model.load_state_dict(state)
-    return model
-
-
-def nchw(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
 
 
 def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,10 @@ def start(script: str, arguments: list[str], log: pathlib.Path, *, devices: int)
     """Starts a script on so many virtual CPU devices; what it prints goes to `log`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": "",
+        # What is compiled runs a few times only.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(log.parent / "compiled"),
     }
     command = [sys.executable, str(ROOT / script), *arguments]
     with log.open("w") as out:

@@ -16,23 +16,28 @@ from fd_jax.checkpoints.store import read_params
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.errors import InputError
 from fd_jax.params import flat
-from fd_jax.training import model
 from fd_jax.training.feed import Feed
 from fd_jax.training.loop import NonFiniteError
 from fd_jax.training.metrics import read_metrics
+from fd_jax.training.model import Model
 from fd_jax.training.run import train
 from tests.training.conftest import make_config
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """A mesh of one device, unless a test asks for more."""
+def on_few_devices(patch):
+    """Makes meshes of one device, unless more are asked for."""
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(
+    patch.setattr(
         sharding,
         "make_mesh",
         lambda devices=None, *, fsdp=1: make_mesh(jax.devices()[:fsdp], fsdp=fsdp),
     )
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    on_few_devices(monkeypatch)
+    monkeypatch.setattr(Model, "flops", lambda *_: 1)  # counting takes time
 
 
 def parameters(workdir, **options):
@@ -52,15 +57,9 @@ def losses(workdir):
 def whole(tmp_path_factory):
     """A run of four steps that was never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
-    mesh = pytest.MonkeyPatch()
-    make_mesh = sharding.make_mesh
-    mesh.setattr(
-        sharding, "make_mesh", lambda devices=None, *, fsdp=1: make_mesh(jax.devices()[:1])
-    )
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        on_few_devices(patch)
         assert train(make_config(), workdir) is None
-    finally:
-        mesh.undo()
     return workdir
 
 
@@ -274,7 +273,7 @@ def test_bad_settings_are_named_before_anything_is_computed(tmp_path, monkeypatc
         for name, value in changes.items()
     }
     config = make_config(**replaced)
-    monkeypatch.setattr(model, "initial_params", None)
+    monkeypatch.setattr(Model, "begin", None)
     with pytest.raises((InputError, FileNotFoundError), match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()

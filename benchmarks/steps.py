@@ -1,0 +1,176 @@
+"""Steps of fd_jax and of PyTorch that begin with the same weights and draw the same."""
+
+import dataclasses
+import resource
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.torch_step import Trainer
+from configs import sdm_ffhq, sdm_small, tdm_ffhq, tdm_small
+from fd_jax import params, runtime, sharding
+from fd_jax.data.captions import MAX_TOKENS
+from fd_jax.data.examples import Example
+from fd_jax.data.loader import DataConfig
+from fd_jax.demo_checkpoints import random_params
+from fd_jax.networks import make_networks
+from fd_jax.training.config import ModelConfig, TrainConfig
+from fd_jax.training.feed import place
+from fd_jax.training.flops import peak_flops
+from fd_jax.training.initialize import read_sizes
+from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
+from fd_jax.training.run import Model
+from fd_jax.training.step import TrainState, init_state
+
+PEERS = ("fd_jax", "PyTorch diffusers")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # PyTorch's
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Steps of one peer, in a process of its own."""
+
+    peer: str
+    kind: str
+    batch_size: int
+    full: bool = False  # size and dtype
+    remat: str = "none"
+    steps: int = 6  # after the first
+
+    def config(self) -> TrainConfig:
+        """Settings as in configs/. All but the sizes are those of the full-size files."""
+        full, small = {
+            "sdm": (sdm_ffhq.CONFIG, sdm_small.CONFIG),
+            "tdm": (tdm_ffhq.CONFIG, tdm_small.CONFIG),
+        }[self.kind]
+        base = full if self.full else small
+        return dataclasses.replace(
+            base,
+            model=ModelConfig() if self.full else small.model,
+            data=dataclasses.replace(base.data, batch_size=self.batch_size),
+            optimizer=full.optimizer,
+            compute=dataclasses.replace(base.compute, remat=self.remat),
+        )
+
+
+class Task:
+    """What both peers begin with: sizes, weights, a batch, and the draws of each step."""
+
+    def __init__(self, trial: Trial):
+        self.trial, config = trial, trial.config()
+        self.sizes = read_sizes(config.init, config.model)
+        compute = config.compute
+        self.networks = make_networks(
+            self.sizes.configs, dtype=compute.dtype, attention=compute.attention, remat=trial.remat
+        )
+        self.model = Model(config, self.sizes, self.networks, sharding.make_mesh())
+        self.params = {
+            part: random_params(getattr(self.networks, part).abstract, 0, part)
+            for part in PARTS[trial.kind]
+        }
+        self.batch = random_batch(config.data)
+        self.key = jax.random.key(config.loop.seed)
+
+    def flops(self) -> int:
+        """Of a step, as the model asks for them."""
+        abstract, factors = self.model.abstract, self.model.factors
+        trained = {path: leaf for path, leaf in abstract.items() if path in factors}
+        frozen = {path: leaf for path, leaf in abstract.items() if path not in factors}
+        return self.model.flops(TrainState(None, trained, {}, None), frozen)
+
+    def draws(self) -> list[Draws]:
+        """What the steps draw, the first one included."""
+        draw = self.model.objective.draw
+        keys = [jax.random.fold_in(self.key, step) for step in range(1 + self.trial.steps)]
+        return [jax.device_get(draw(key, self.batch)) for key in keys]
+
+
+def random_batch(data: DataConfig) -> Batch:
+    """Examples of noise, with as many subjects as there is room for but for one row of eight."""
+    rng = np.random.default_rng(0)
+    count, side, small = data.batch_size, data.resolution, data.object_resolution
+    subjects = data.max_subjects
+    columns = np.arange(side) * (subjects + 1) // side  # 0: background
+    present = np.broadcast_to(np.arange(count)[:, None] % 8 != 7, (count, subjects))
+    where = np.broadcast_to(1 + 2 * np.arange(subjects, dtype=np.int32), (count, subjects))
+    examples = Example(
+        image=rng.integers(0, 256, (count, side, side, 3), np.uint8),
+        segment_map=np.broadcast_to(columns.astype(np.uint8), (count, side, side)).copy(),
+        subject_pixels=rng.integers(0, 256, (count, subjects, small, small, 3), np.uint8),
+        subject_ids=np.broadcast_to(np.arange(1, subjects + 1, dtype=np.uint8), present.shape),
+        input_ids=rng.integers(0, 49406, (count, MAX_TOKENS)).astype(np.int32),
+        subject_token_index=np.where(present, where, 0).astype(np.int32),
+        has_subject=present.copy(),
+        index=np.arange(count, dtype=np.int32),
+    )
+    return Batch(examples, np.arange(count, dtype=np.int32))
+
+
+def our_steps(task: Task) -> Iterator[dict[str, float]]:
+    """Takes steps of fd_jax, and yields the metrics of each once it is done."""
+    model = task.model
+    leaves = sharding.put(params.flat(task.params), sharding.replicated(model.mesh))
+    trained = {path: leaves.pop(path) for path in model.factors}
+    frozen = jax.jit(partial(params.cast, dtype=task.networks.dtype))(leaves)
+    make = partial(init_state, optimizer=model.optimizer, keep_ema=False)
+    layout = sharding.shardings(jax.eval_shape(make, trained), model.mesh)
+    state = jax.jit(make, out_shardings=layout)(trained)
+    del leaves, trained
+    step, batch = model.train_step(state), place(task.batch.examples, model.mesh)
+    while True:
+        state, metrics = step(state, frozen, batch, task.key)
+        yield {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def their_steps(task: Task) -> Iterator[dict[str, float]]:
+    """The same of PyTorch."""
+    trial = task.trial
+    trainer = Trainer(
+        task.sizes.configs,
+        task.params,
+        task.model.config.objective,
+        device=DEVICE,
+        autocast=task.model.config.compute.dtype == "bfloat16",
+        checkpointing=trial.remat == "blocks",
+    )
+    draws = task.draws()
+    batch = trainer.place(jax.device_get(to_inputs(task.batch.examples)))
+    for drawn in draws:
+        yield trainer.step(batch, drawn)
+
+
+def run(trial: Trial) -> dict[str, Any]:
+    """Returns seconds and metrics of the steps, and the most memory that was in use."""
+    task = Task(trial)
+    if trial.peer == "fd_jax":
+        runtime.enable_compile_cache()
+        steps = our_steps(task)
+    else:
+        steps = their_steps(task)
+    seconds, cpu_seconds, metrics = [], [], []
+    for _ in range(1 + trial.steps):
+        begin = time.perf_counter(), time.process_time()
+        metrics.append(next(steps))
+        seconds.append(time.perf_counter() - begin[0])
+        cpu_seconds.append(time.process_time() - begin[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kind = "cpu"
+    if trial.peer != "fd_jax" and DEVICE == "cuda":
+        peak, kind = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    elif (device := jax.devices()[0]).platform == "gpu":
+        peak, kind = device.memory_stats()["peak_bytes_in_use"], device.device_kind
+    return {
+        "first": seconds[0],
+        "seconds": seconds[1:],
+        "cpu_seconds": cpu_seconds[1:],
+        "metrics": metrics,
+        "memory": peak,
+        "device": kind,
+        "flops": task.flops(),
+        "peak_flops": peak_flops(kind),
+    }
