@@ -119,7 +119,7 @@ class Loop:
         self._recent: list[float] = []  # losses since the last checkpoint
         self._writer: MetricsWriter | None = None
         self._mark: Mark | None = None
-        self._is_first = jax.process_index() == 0
+        self._is_first, self._is_traced = jax.process_index() == 0, False
 
     def run(self) -> int | None:
         """Trains; returns the signal that stopped it early, if one did.
@@ -152,13 +152,13 @@ class Loop:
         num_steps, store = self.config.loop.num_steps, self.tools.store
         while self._step < num_steps:
             fed = next(self.tools.feed)
-            self._profile(before=self._step + 1)
+            self._trace(begins=True)
             with jax.profiler.StepTraceAnnotation("train", step_num=self._step + 1):
                 self.state, metrics = self.tools.train_step(self.state, self.frozen, fed.batch, key)
             self._step += 1
             self._read_pending(bar)
             self._pending = Pending(self._step, metrics, fed.index)
-            self._profile(after=self._step)
+            self._trace(begins=False)
             stopped = signal.SIGTERM if store.reached_preemption(self._step) else stop.signal
             if stopped is not None and self._step < num_steps:
                 self._read_pending(bar)
@@ -289,10 +289,13 @@ class Loop:
             f"{path}; the last checkpoint is that of step {self.tools.store.latest_step()}"
         )
 
-    def _profile(self, *, before: int | None = None, after: int | None = None) -> None:
+    def _trace(self, *, begins: bool) -> None:
+        """Begins or ends the trace for the profiler, if this is the step to do so."""
         first, last = self.config.loop.profile or (None, None)
-        if before is not None and before == first:
+        if begins and self._step + 1 == first:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        if after is not None and after == last:
+            self._is_traced = True
+        if not begins and self._is_traced and self._step >= min(last, self.config.loop.num_steps):
             jax.block_until_ready(self.state.step)
             jax.profiler.stop_trace()
+            self._is_traced = False

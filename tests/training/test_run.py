@@ -1,6 +1,7 @@
 """Whole runs: stopped, resumed, moved to other devices, and spoilt in every way."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import signal
@@ -210,7 +211,7 @@ def test_a_checkpoint_of_another_architecture(whole, tmp_path):
 
 def test_an_sdm_may_begin_as_a_tdm(whole, tmp_path):
     """With the TDM's autoencoder, which it leaves as it is. Measured, and seen, on the way."""
-    pytest.importorskip("tensorboardX")
+    has_board = importlib.util.find_spec("tensorboardX") is not None
     sdm = make_config(
         objective__kind="sdm",
         init__checkpoint=whole,
@@ -225,7 +226,8 @@ def test_an_sdm_may_begin_as_a_tdm(whole, tmp_path):
         preview__prompts=("a man <|image|>", "nobody"),
         preview__references=(make_config().data.root[0] / "00000" / "00000000.jpg",),
         preview__num_steps=2,
-        log__tensorboard=True,
+        log__tensorboard=has_board,
+        loop__profile=(2, 5),
     )
     assert train(sdm, tmp_path) is None
     first, second = parameters(whole), parameters(tmp_path)
@@ -241,7 +243,8 @@ def test_an_sdm_may_begin_as_a_tdm(whole, tmp_path):
     assert held_out[0] == held_out[1]  # nothing moved, and the draws are the same
     assert any("localization_loss" in line for line in lines)
     assert (tmp_path / "previews" / "00000002.png").is_file()
-    assert any((tmp_path / "tensorboard").iterdir())
+    assert (tmp_path / "tensorboard").exists() == has_board
+    assert any((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 BAD = {
