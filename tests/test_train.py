@@ -1,6 +1,7 @@
 """The command line of `train.py`, and several processes."""
 
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -188,6 +189,7 @@ def test_a_process_that_is_stopped_or_dies(config, tmp_path):
     wait_for(lambda: len(losses(workdir)) > saved + 3, started)
     started[1].kill()
     assert finish(started, seconds=120)[0] not in (0, None)
-    assert "another one may have died" in logs[0].read_text()
+    # By this script, where a collective fails first, or by JAX, which hears no heartbeat.
+    assert re.search(r"another (one may have|task) died", logs[0].read_text())
     [after] = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert after == saved

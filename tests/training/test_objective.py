@@ -106,6 +106,7 @@ def test_weights_and_targets_change_the_noise_loss_alone(leaves, settings):
     assert other["localization_loss"] == pytest.approx(plain["localization_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_noise_loss_does_not_reach_the_autoencoder(leaves):
     """It would make latents that are easy to predict, and say nothing of the image."""
     batch = random_batch(2)

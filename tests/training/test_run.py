@@ -158,6 +158,7 @@ def test_other_data_is_refused(whole, tmp_path):
         train(make_config(data__root=(tmp_path / "photos",)), whole)
 
 
+@pytest.mark.slow
 def test_the_best_is_kept(tmp_path):
     config = make_config(
         loop__num_steps=6, loop__checkpoint_every=1, loop__keep_latest=1, loop__keep_every=4
@@ -182,6 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert str(newest) in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 

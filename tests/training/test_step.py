@@ -128,6 +128,7 @@ def test_held_out_losses_do_not_depend_on_the_devices(leaves):
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(leaves, plain):
     """The loss, not the parameters: Adam's first steps follow the sign of tiny gradients."""
     mesh = sharding.make_mesh(jax.devices()[:1])
