@@ -9,11 +9,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from fd_jax import params, sharding
 from fd_jax.checkpoints import store
-from fd_jax.checkpoints.folders import load_folder, read_configs
+from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
 from fd_jax.checkpoints.released import SDM_PARTS, load_released, parts_in
 from fd_jax.checkpoints.run_model import is_run, read_model
 from fd_jax.checkpoints.torch_weights import Placement
-from fd_jax.config import Configs
+from fd_jax.config import CLIPVisionConfig, Configs
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
@@ -46,8 +46,13 @@ def read_sizes(init: InitConfig, model: ModelConfig | None) -> Sizes:
         where = init.checkpoint
         stored = read_model(init.checkpoint)
         configs = stored.configs
-        if stored.kind == "tdm" and own is not None:  # which has no image encoder
-            configs = configs._replace(image_encoder=own.configs.image_encoder)
+        if stored.kind == "tdm":  # which has no image encoder
+            if init.image_encoder is not None:
+                path = init.image_encoder / "config.json"
+                vision = CLIPVisionConfig.from_json(read_json(path), str(path))
+                configs = configs._replace(image_encoder=vision)
+            elif own is not None:
+                configs = configs._replace(image_encoder=own.configs.image_encoder)
         found = Sizes(configs, stored.schedule)
     elif init.base is not None:
         where = init.base

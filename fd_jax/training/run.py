@@ -130,10 +130,10 @@ def _stored(workdir: Path, config: TrainConfig, loader: Loader) -> bool:
     if not path.exists():
         return False
     content = read_json(path)
-    check_same(content["settings"], config, str(workdir))
-    if content["data"] != loader.fingerprint:
+    check_same(content.get("settings", {}), config, str(workdir))
+    if (data := content.get("data")) != loader.fingerprint:
         raise InputError(
-            f"{workdir} holds a run on other data: {content['data']} there, {loader.fingerprint} "
+            f"{workdir} holds a run on other data: {data} there, {loader.fingerprint} "
             "here; expected the same items, or a new --workdir"
         )
     return True
