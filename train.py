@@ -1,4 +1,4 @@
-"""Trains the TDM or the SDM.
+"""Trains the TDM, the SDM, or the autoencoder that they share.
 
 train.py --config configs/sdm_ffhq.py --workdir runs/sdm --data.root ffhq --init.base
 stable-diffusion-v1-5 --init.image-encoder clip-vit-large-patch14

@@ -29,6 +29,6 @@ CONFIG = TrainConfig(
     loop=LoopConfig(num_steps=150_000, seed=42, checkpoint_every=5000, keep_every=50_000),
     preview=PreviewConfig(
         prompts=("a man <|image|> reading in a garden", "a woman <|image|> in the snow"),
-        references=(PEOPLE / "P005.jpg", PEOPLE / "P003.jpg"),
+        references=(PEOPLE / "P005" / "P005.jpg", PEOPLE / "P003" / "P003.jpg"),
     ),
 )

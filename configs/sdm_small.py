@@ -42,7 +42,7 @@ CONFIG = TrainConfig(
     loop=LOOP,
     preview=PreviewConfig(
         prompts=("a photo of a man <|image|>", "a photo of a woman <|image|>"),
-        references=(PEOPLE / "P005.jpg", PEOPLE / "P003.jpg"),
+        references=(PEOPLE / "P005" / "P005.jpg", PEOPLE / "P003" / "P003.jpg"),
         guidance_scale=2.0,
     ),
 )

@@ -4,40 +4,33 @@
 
 OUT/pytorch_model.bin (or OUT/model.safetensors) is a flat file as the released training saves it,
 for the released code and for `sample.py --sdm OUT`; OUT/diffusers a Stable Diffusion that diffusers
-reads, and OUT/clip, of an SDM, the image encoder for transformers.
+reads, and OUT/clip, of an SDM, the image encoder for transformers. Of a run that trained the
+autoencoder alone there is nothing but OUT/vae, for diffusers.
 """
 
 import argparse
 import os
 import sys
-import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
 import jax
-import ml_dtypes
-import numpy as np
 
 from fd_jax.checkpoints import store
 from fd_jax.checkpoints.folders import write_folder, write_stable_diffusion
-from fd_jax.checkpoints.lazy_tensor import CheckpointError, file_errors
+from fd_jax.checkpoints.lazy_tensor import CheckpointError
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
-from fd_jax.checkpoints.run_model import read_model
+from fd_jax.checkpoints.run_model import RunModel, read_model
 from fd_jax.checkpoints.torch_files import write_safetensors
-from fd_jax.checkpoints.torch_weights import Placement, flatten, unflatten
 from fd_jax.checkpoints.torch_writer import write_torch
+from fd_jax.checkpoints.writing import DTYPES, cast, check_out, whole_folder
 from fd_jax.errors import InputError
 from fd_jax.types import Params
 
 Format = Literal["bin", "safetensors"]
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 _FLAT = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
-_WRITTEN = {*_FLAT.values(), "diffusers", "clip"}
+_WRITTEN = {*_FLAT.values(), "diffusers", "clip", "vae"}
 
 
 def export(
@@ -58,7 +51,7 @@ def export(
         ema: Whether to write averaged parameters, if the run keeps them.
         step: Of which checkpoint; by default the newest.
         dtype: Key of `DTYPES`, of all parameters.
-        flat_format: Of the flat file: `bin` for PyTorch, or `safetensors`.
+        flat_format: Of the flat file, if there is one: `bin` for PyTorch, or `safetensors`.
         overwrite: Whether to replace an earlier export.
 
     Raises:
@@ -71,59 +64,30 @@ def export(
     ):
         if value not in known:
             raise CheckpointError(f"{name} is {value!r}, expected one of {known}")
-    _check_out(out, overwrite)
-    model = read_model(run)
-    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placement = Placement(np.float32, lambda path, shape: where)
-    params = store.read_params(run, placement=placement, ema=ema, step=step)
-    for part in params:
-        params[part] = _cast(params[part], DTYPES[dtype], part)
-
-    with (
-        file_errors(f"{out}: cannot write the folder"),
-        tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as temporary,
-    ):
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        parts = SDM_PARTS if model.kind == "sdm" else TDM_PARTS
-        path = new / _FLAT[flat_format]
-        tensors = chain(released_tensors(parts, params), position_ids(parts, model.configs))
-        if flat_format == "bin":
-            write_torch(path, tensors)
+    check_out(out, _WRITTEN, overwrite=overwrite)
+    model, params = read_run(run, ema=ema, step=step, dtype=dtype)
+    with whole_folder(out) as new:
+        if model.kind == "vae":
+            write_folder("vae", new / "vae", params["vae"], model.configs.vae.to_json())
         else:
-            write_safetensors(path, dict(tensors), {"format": "pt"})
-        write_stable_diffusion(new / "diffusers", params, model.configs, model.schedule)
-        if model.kind == "sdm":
-            config = model.configs.image_encoder.to_json()
-            write_folder("image_encoder", new / "clip", params["image_encoder"], config)
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
+            _write_whole(new, model, params, flat_format)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    with file_errors(f"{out}: cannot be read"):
-        held = {path.name for path in out.iterdir()} if out.exists() else set()
-    if held and not overwrite:
-        raise CheckpointError(f"{out} is not empty, expected a new folder, or --overwrite")
-    if strange := sorted(held - _WRITTEN):
-        raise CheckpointError(f"{out} holds {strange}, which no export writes: it stays as it is")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _cast(params: Params, dtype: np.dtype, part: str) -> Params:
-    leaves = {}
-    for path, leaf in flatten(params).items():
-        with np.errstate(over="ignore"):
-            leaves[path] = np.asarray(leaf).astype(dtype)
-        if not np.isfinite(leaves[path]).all():
-            name = "/".join(map(str, (part, *path)))
-            raise CheckpointError(f"{name} has values that are not finite in {dtype}")
-    return unflatten(leaves)
+def _write_whole(
+    new: Path, model: RunModel, params: dict[str, Params], flat_format: Format | str
+) -> None:
+    """Writes a TDM or an SDM: the flat file, and the folders."""
+    parts = SDM_PARTS if model.kind == "sdm" else TDM_PARTS
+    path = new / _FLAT[flat_format]
+    tensors = chain(released_tensors(parts, params), position_ids(parts, model.configs))
+    if flat_format == "bin":
+        write_torch(path, tensors)
+    else:
+        write_safetensors(path, dict(tensors), {"format": "pt"})
+    write_stable_diffusion(new / "diffusers", params, model.configs, model.schedule)
+    if model.kind == "sdm":
+        config = model.configs.image_encoder.to_json()
+        write_folder("image_encoder", new / "clip", params["image_encoder"], config)
 
 
 def main() -> None:

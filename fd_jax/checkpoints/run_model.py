@@ -17,9 +17,9 @@ _FILE = "model.json"
 class RunModel(NamedTuple):
     """What a run trains."""
 
-    kind: Literal["sdm", "tdm"]
+    kind: Literal["sdm", "tdm", "vae"]
     configs: Configs  # of a TDM, with those of an image encoder that would fit
-    schedule: ScheduleConfig
+    schedule: ScheduleConfig  # of a VAE, as all configs but its own, a default that says nothing
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -29,12 +29,14 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def write_model(run: str | os.PathLike, model: RunModel) -> None:
     """Writes what `read_model` reads. By the first process alone. Raises CheckpointError."""
-    content: dict[str, Any] = {"kind": model.kind}
-    for name, config in model.configs._asdict().items():
-        if name != "image_encoder" or model.kind == "sdm":
-            content[name] = config.to_json()
+    configs = {name: config.to_json() for name, config in model.configs._asdict().items()}
+    content = {**configs, "scheduler": model.schedule.to_json()}
+    if model.kind == "tdm":
+        del content["image_encoder"]
+    elif model.kind == "vae":
+        content = {"vae": configs["vae"]}
     if jax.process_index() == 0:
-        write_json(Path(run) / _FILE, content | {"scheduler": model.schedule.to_json()})
+        write_json(Path(run) / _FILE, {"kind": model.kind, **content})
 
 
 def read_model(run: str | os.PathLike) -> RunModel:
@@ -47,8 +49,8 @@ def read_model(run: str | os.PathLike) -> RunModel:
     path = Path(run) / _FILE
     content = read_json(path)
     kind = content.get("kind")
-    if kind not in ("sdm", "tdm"):
-        raise CheckpointError(f"{path}: kind is {kind!r}, expected 'sdm' or 'tdm'")
+    if kind not in ("sdm", "tdm", "vae"):
+        raise CheckpointError(f"{path}: kind is {kind!r}, expected 'sdm', 'tdm' or 'vae'")
 
     def section(name: str) -> dict[str, Any]:
         if not isinstance(found := content.get(name), dict):
@@ -58,12 +60,15 @@ def read_model(run: str | os.PathLike) -> RunModel:
     def config(cls: type, name: str) -> Any:
         return cls.from_json(section(name), f"{path}: {name}")
 
+    vae = config(VAEConfig, "vae")
+    if kind == "vae":
+        return RunModel(kind, Configs(vae=vae), ScheduleConfig())
     text = config(CLIPTextConfig, "text_encoder")
     if kind == "sdm":
         vision = config(CLIPVisionConfig, "image_encoder")
     else:
         vision = CLIPVisionConfig(projection_dim=text.hidden_size)
-    configs = Configs(config(UNetConfig, "unet"), config(VAEConfig, "vae"), text, vision)
+    configs = Configs(config(UNetConfig, "unet"), vae, text, vision)
     configs.check()
     schedule = schedule_from_json(section("scheduler"), f"{path}: scheduler")
     return RunModel(kind, configs, schedule)

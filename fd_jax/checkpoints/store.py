@@ -254,7 +254,7 @@ def read_params(
     if not is_run(run):
         raise CheckpointError(f"{run} is no folder of a training run")
     run, kind = Path(run).absolute(), read_model(run).kind
-    parts = SDM_PARTS if kind == "sdm" else TDM_PARTS
+    parts = {"sdm": SDM_PARTS, "tdm": TDM_PARTS, "vae": ("vae",)}[kind]
     wanted = list(parts) if wanted is None else list(wanted)
     if unknown := [part for part in wanted if part not in parts]:
         raise CheckpointError(f"{run} trains a {kind}, which has no {unknown}")

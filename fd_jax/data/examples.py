@@ -1,7 +1,7 @@
 """From an item as it is stored to the arrays that a training step takes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
@@ -10,6 +10,12 @@ from fd_jax.data import transforms
 from fd_jax.data.captions import MAX_TOKENS, PromptError, Tokenizer, mark_subjects, tokenize
 from fd_jax.data.ffhq import Record
 from fd_jax.data.ffhq_item import DataError, Segment, decode_image, decode_map
+from fd_jax.data.painters import backdrop
+
+Crops = Literal["noise", "portrait"]
+
+
+_MOST_ROOM = 1.3  # side of a portrait, in longer sides of its subject
 
 
 class Example(NamedTuple):
@@ -36,6 +42,7 @@ class ExampleConfig(Protocol):
     subject_keep_prob: float
     object_types: tuple[str, ...]
     augment: bool
+    crops: Crops
     flip: bool
 
 
@@ -87,7 +94,10 @@ def make_example(
     if room:
         segment_map = decode_map(record.segment_map, record.id, height, width)
         fitted_map = transforms.fit_map(segment_map, config.resolution, flip=flip)
-        crops = subject_crops(image, segment_map, subjects, record.id, rng, background)
+        if config.crops == "portrait":
+            crops = [portrait(image, segment_map, s, record.id, rng) for s in subjects]
+        else:
+            crops = subject_crops(image, segment_map, subjects, record.id, rng, background)
         for i, (subject, crop) in enumerate(zip(subjects, crops, strict=True)):
             augments = training and config.augment
             pixels[i] = _subject_pixels(crop, side, rng if augments else None)
@@ -198,17 +208,59 @@ def subject_crops(
     crops = []
     for subject in subjects:
         x1, y1, x2, y2 = subject.bbox
-        is_subject = segment_map[y1:y2, x1:x2] == subject.id
-        if not is_subject.any():
-            raise DataError(
-                f"item {name}: the bbox {list(subject.bbox)} of segment {subject.id} holds no "
-                f"pixel of value {subject.id} in the segment map, expected some"
-            )
+        is_subject = _inside(segment_map, subject, name)
         behind = background[y1 - top : y2 - top, x1 - left : x2 - left]
         # Once per channel: twice as fast as broadcasting over an axis of three.
         is_subject = np.repeat(is_subject, 3, axis=1).reshape(behind.shape)
         crops.append(np.where(is_subject, image[y1:y2, x1:x2], behind))
     return crops
+
+
+def portrait(
+    image: UInt8[np.ndarray, "h w 3"],
+    segment_map: UInt8[np.ndarray, "h w"],
+    subject: Segment,
+    name: str,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "r r 3"]:
+    """Returns a square like a photograph of the subject: standing below, with some room around.
+
+    An image encoder that is trained from scratch, on crops in noise alone, takes the background of
+    a photograph for a part of the subject.
+
+    Args:
+        image: The image of the item.
+        segment_map: Its segment map.
+        subject: A segment whose box lies within the image.
+        name: The id of the item.
+        rng: What backdrop and place are drawn from.
+
+    Raises:
+        DataError: The box holds nothing of its segment.
+    """
+    is_subject = _inside(segment_map, subject, name)
+    height, width = is_subject.shape
+    side = round(max(height, width) * rng.uniform(1, _MOST_ROOM))
+    left = round((side - width) * rng.uniform(0.3, 0.7))
+    pixels = backdrop(rng, side)
+    where = pixels[side - height :, left : left + width]
+    x1, y1, x2, y2 = subject.bbox
+    where[is_subject] = image[y1:y2, x1:x2][is_subject]
+    return pixels
+
+
+def _inside(
+    segment_map: UInt8[np.ndarray, "h w"], subject: Segment, name: str
+) -> Bool[np.ndarray, "h2 w2"]:
+    """Which pixels of its box are the subject's."""
+    x1, y1, x2, y2 = subject.bbox
+    is_subject = segment_map[y1:y2, x1:x2] == subject.id
+    if not is_subject.any():
+        raise DataError(
+            f"item {name}: the bbox {list(subject.bbox)} of segment {subject.id} holds no "
+            f"pixel of value {subject.id} in the segment map, expected some"
+        )
+    return is_subject
 
 
 def _subject_pixels(

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from fd_jax.bundled import TOKENIZER
 from fd_jax.data.captions import MAX_SUBJECTS, Tokenizer, load_tokenizer
-from fd_jax.data.examples import Example, make_example
+from fd_jax.data.examples import Crops, Example, make_example
 from fd_jax.data.ffhq import Source, Split, has_split, open_source
 from fd_jax.data.ffhq_item import DataError
 from fd_jax.data.references import MAX_OBJECT_RESOLUTION
@@ -58,6 +58,9 @@ class DataConfig(Settings):
     """Repeat images so that all numbers of subjects, up to max-subjects, are as frequent."""
     augment: bool = True
     """Crop, rotate, recolour, blur and bend the subjects at random."""
+    crops: Crops = "noise"
+    """What is around subjects in their crops: noise in their box, as in the released code; or the
+    room and the backdrop of a portrait, for an image encoder that is trained from scratch."""
     flip: bool = True
     """Mirror every other image."""
     num_workers: int = 0

@@ -8,8 +8,14 @@ from fd_jax.types import Images
 
 
 def reconstruction_loss(decoded: Images, image: Images) -> Float[Array, " b"]:
-    """Returns each sample's mean absolute error."""
-    return jnp.mean(jnp.abs(decoded - image), axis=(1, 2, 3))
+    """Returns each sample's mean absolute error, of pixels and of their edges.
+
+    An edge is the difference of two neighbours, beside or below. Without them a small autoencoder
+    is long content with blurs: eyes are few pixels of a picture.
+    """
+    error = decoded - image
+    edges = (jnp.diff(error, axis=axis) for axis in (1, 2))
+    return sum(jnp.mean(jnp.abs(x), axis=(1, 2, 3)) for x in (error, *edges))
 
 
 def divergence(posterior: Posterior) -> Float[Array, " b"]:

@@ -41,8 +41,8 @@ class InitConfig(Settings):
     """CLIP ViT-L/14, a folder in the layout of transformers (sdm)."""
     checkpoint: Path | None = None
     """An earlier run, or a file of the released layout, whose parts come before those of base:
-    the SDM may begin as the TDM. An autoencoder that files give stays as it is, whatever
-    optimizer.train says: TDM and SDM share it."""
+    the SDM may begin as the TDM, the TDM with the autoencoder of a run that trained it alone. An
+    autoencoder that files give stays as it is, unless it alone trains: TDM and SDM share it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,10 @@ class PreviewConfig(Settings):
     """Pictures that are made at intervals, always from the same noise."""
 
     prompts: tuple[str, ...] = ()
-    """Without markers for a tdm, with them for an sdm."""
+    """Without markers for a tdm, with them for an sdm; none for a vae."""
     references: tuple[Path, ...] = ()
-    """Photographs for the markers of all prompts, one after another (sdm)."""
+    """Photographs for the markers of all prompts, one after another (sdm), or to be seen beside
+    their reconstructions (vae)."""
     num_steps: int = 25
     """Of DPM-Solver++."""
     guidance_scale: float = 5.0

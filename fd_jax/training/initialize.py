@@ -45,15 +45,22 @@ def read_sizes(init: InitConfig, model: ModelConfig | None) -> Sizes:
     if init.checkpoint is not None and is_run(init.checkpoint):
         where = init.checkpoint
         stored = read_model(init.checkpoint)
-        configs = stored.configs
-        if stored.kind == "tdm":  # which has no image encoder
+        configs, schedule = stored.configs, stored.schedule
+        if stored.kind == "vae":  # which has nothing else
+            if own is None:
+                raise InputError(
+                    f"{where} trains a vae, which gives no sizes of the other networks: expected a "
+                    "config with sizes in `model`"
+                )
+            configs, schedule = own.configs._replace(vae=configs.vae), own.schedule
+        elif stored.kind == "tdm":  # which has no image encoder
             if init.image_encoder is not None:
                 path = init.image_encoder / "config.json"
                 vision = CLIPVisionConfig.from_json(read_json(path), str(path))
                 configs = configs._replace(image_encoder=vision)
             elif own is not None:
                 configs = configs._replace(image_encoder=own.configs.image_encoder)
-        found = Sizes(configs, stored.schedule)
+        found = Sizes(configs, schedule)
     elif init.base is not None:
         where = init.base
         found = Sizes(*read_configs(init.base, init.image_encoder))

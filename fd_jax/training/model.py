@@ -17,6 +17,7 @@ from fd_jax.checkpoints.store import Store
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import DataConfig
+from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
@@ -38,8 +39,13 @@ class Model:
         self.parts = PARTS[config.objective.kind]
         self.abstract = params.flat({part: getattr(networks, part).abstract for part in self.parts})
         self.factors = rates(config.optimizer, self.abstract)
-        if "vae" in given(config.init):
+        if config.objective.kind != "vae" and "vae" in given(config.init):
             self.factors = {p: f for p, f in self.factors.items() if not p.startswith("vae/")}
+            if not self.factors:
+                raise InputError(
+                    f"optimizer.train is {config.optimizer.train}, by which nothing trains: "
+                    f"{given(config.init)['vae']} gives the autoencoder, which stays as it is"
+                )
         self.optimizer = make_optimizer(config.optimizer, self.factors, config.loop.num_steps)
         self.objective = self._objective(networks)
 

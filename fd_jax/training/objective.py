@@ -1,4 +1,4 @@
-"""From a batch to its loss: what the TDM and the SDM are trained to do."""
+"""From a batch to its loss: what the TDM, the SDM or the autoencoder alone is trained to do."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -27,11 +27,12 @@ from fd_jax.types import (
 )
 
 Metrics = dict[str, Float[Array, ""]]
-Kind = Literal["tdm", "sdm"]
+Kind = Literal["tdm", "sdm", "vae"]
 
 PARTS = {
     "tdm": ("unet", "vae", "text_encoder"),
     "sdm": ("unet", "vae", "text_encoder", "image_encoder", "subject_fusion"),
+    "vae": ("vae",),
 }
 
 
@@ -40,7 +41,8 @@ class ObjectiveConfig(Settings):
     """What is learnt, and how it is weighed."""
 
     kind: Kind = "sdm"
-    """tdm: scenes, from the text alone. sdm: persons, whose photographs augment the text."""
+    """tdm: scenes, from the text alone. sdm: persons, whose photographs augment the text.
+    vae: the autoencoder alone, which TDM and SDM then begin with and share."""
     mask_probability: float = 0.5
     """How often the noise loss of a batch counts the subjects' pixels alone (sdm)."""
     absent: denoising.Absent = "whole"
@@ -117,7 +119,8 @@ class Objective:
         config: What is learnt.
         schedule: The noise schedule; its prediction type is the UNet's.
         downscale: How many times smaller the latents are than the image, per side.
-        trains_vae: Whether the autoencoder's own loss counts. The UNet's never reaches it.
+        trains_vae: Whether the autoencoder's own loss counts. The UNet's never reaches it. Of a vae
+            it is all there is.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class Objective:
         trains_vae: bool = False,
     ):
         self.networks, self.config, self.schedule = networks, config, schedule
-        self.downscale, self.trains_vae = downscale, trains_vae
+        self.downscale, self.trains_vae = downscale, trains_vae or config.kind == "vae"
         level = alphas_cumprod(schedule)
         self._alpha = np.sqrt(level).astype(np.float32)
         self._sigma = np.sqrt(1 - level).astype(np.float32)
@@ -153,12 +156,41 @@ class Objective:
     def __call__(
         self, params: dict[str, Params], inputs: Inputs, draws: Draws
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the mean loss of a batch, and its parts."""
-        config, is_sdm = self.config, self.config.kind == "sdm"
+        """Returns the mean loss of a batch, and its parts.
+
+        Of a vae also the spread of its latents before they are scaled, `latent_std`: the factor
+        that brings them to unit variance is one over it.
+        """
+        config, is_vae = self.config, self.config.kind == "vae"
         vae = self.networks.vae.bind(params["vae"])
         posterior = vae.encode(inputs.image)
         z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * draws.posterior_noise
-        latents = jax.lax.stop_gradient(z * vae.config.scaling_factor)
+        scaled = z * vae.config.scaling_factor
+        losses = {} if is_vae else self._denoise(params, inputs, draws, scaled)
+        if self.trains_vae:
+            decoded = vae.decode(scaled)
+            losses["reconstruction_loss"] = reconstruction.reconstruction_loss(
+                decoded, inputs.image
+            )
+            losses["divergence"] = reconstruction.divergence(posterior)
+        weights = {
+            "denoising_loss": 1.0,
+            "localization_loss": config.localization_weight,
+            "reconstruction_loss": config.reconstruction_weight,
+            "divergence": config.divergence_weight,
+        }
+        total = sum(weights[name] * loss for name, loss in losses.items()).mean()
+        means = {name: loss.mean() for name, loss in losses.items()}
+        if is_vae:
+            means["latent_std"] = z.std()
+        return total, {"loss": total, **means}
+
+    def _denoise(
+        self, params: dict[str, Params], inputs: Inputs, draws: Draws, latents: Latents
+    ) -> dict[str, Float[Array, " b"]]:
+        """Returns the losses of the UNet, those of each sample. None reaches the latents."""
+        config, is_sdm = self.config, self.config.kind == "sdm"
+        latents = jax.lax.stop_gradient(latents)
         alpha, sigma = jnp.asarray(self._alpha)[draws.t], jnp.asarray(self._sigma)[draws.t]
         wide = alpha[:, None, None, None], sigma[:, None, None, None]
         x = wide[0] * latents + wide[1] * draws.noise
@@ -183,21 +215,10 @@ class Objective:
             )
             mask = jnp.where(draws.use_mask, mask, 1.0)
         losses = {"denoising_loss": denoising.denoising_loss(prediction, wanted, mask, weight)}
-        total = losses["denoising_loss"]
         if localizes:
             where = inputs.subject_masks, inputs.subject_token_index, inputs.has_subject
             losses["localization_loss"] = localization.localization_loss(maps, *where)
-            total = total + config.localization_weight * losses["localization_loss"]
-        if self.trains_vae:
-            decoded = vae.decode(z * vae.config.scaling_factor)
-            losses["reconstruction_loss"] = reconstruction.reconstruction_loss(
-                decoded, inputs.image
-            )
-            losses["divergence"] = reconstruction.divergence(posterior)
-            total = total + config.reconstruction_weight * losses["reconstruction_loss"]
-            total = total + config.divergence_weight * losses["divergence"]
-        means = {name: loss.mean() for name, loss in losses.items()}
-        return total.mean(), {"loss": total.mean(), **means}
+        return losses
 
     def _augment(self, params: dict[str, Params], text: Context, inputs: Inputs) -> Context:
         """Writes the subjects into their words."""

@@ -1,4 +1,4 @@
-"""Pictures of fixed prompts, to see how a run comes along."""
+"""Pictures of fixed prompts or photographs, to see how a run comes along."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fd_jax.conditioning.encode import embed_subjects
 from fd_jax.data.captions import SUBJECT_MARKER, Tokenizer
 from fd_jax.data.photographs import load_photograph
 from fd_jax.data.references import Requests, make_requests
+from fd_jax.data.transforms import fit_image
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
@@ -24,7 +25,7 @@ from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import PreviewConfig
 from fd_jax.training.objective import Kind
 from fd_jax.training.step import bind
-from fd_jax.types import Latents
+from fd_jax.types import Images, Latents
 
 
 class Preview:
@@ -84,9 +85,8 @@ class Preview:
         where = sharding.replicated(self._mesh)
         inputs = sharding.put((self._requests, self._noise), where)
         images = sharding.fetch(self._make(trained, frozen, *inputs))
-        levels = list(np.round(np.nan_to_num(images) * 255).astype(np.uint8))
         shown = [[load_photograph(path) for path in row] for row in self._references]
-        return contact_sheet(levels, list(self.config.prompts), references=shown)
+        return contact_sheet(_levels(images), list(self.config.prompts), references=shown)
 
     def _pictures(
         self, trained: Flat, frozen: Flat, requests: Requests, noise: Latents
@@ -113,8 +113,49 @@ class Preview:
             *(*models, init_state(noise), contexts, scale, self._steps),
             prediction_type=self._prediction_type,
         )
-        images = jax.lax.map(networks.vae.bind(model["vae"]).decode, state.x[:, None])[:, 0]
-        return jnp.clip(images / 2 + 0.5, 0, 1)
+        return jax.lax.map(networks.vae.bind(model["vae"]).decode, state.x[:, None])[:, 0]
+
+
+class Reconstructions:
+    """Makes photographs again by the autoencoder that trains alone.
+
+    Args:
+        config: The photographs, as references.
+        networks: The networks.
+        mesh: Devices, each of which makes all pictures.
+        resolution: Side of the images.
+
+    Raises:
+        InputError: A photograph cannot be used.
+    """
+
+    def __init__(self, config: PreviewConfig, networks: Networks, mesh: Mesh, resolution: int):
+        self._mesh, self._networks = mesh, networks
+        self._labels = [path.name for path in config.references]
+        photographs = [load_photograph(path) for path in config.references]
+        self._photographs = np.stack([fit_image(pixels, resolution) for pixels in photographs])
+        self._make = jax.jit(self._pictures, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a sheet of the photographs, each at the left of what it becomes."""
+        inputs = sharding.put(self._photographs, sharding.replicated(self._mesh))
+        made = _levels(sharding.fetch(self._make(trained, frozen, inputs)))
+        return contact_sheet(
+            [np.hstack(pair) for pair in zip(self._photographs, made, strict=True)], self._labels
+        )
+
+    def _pictures(
+        self, trained: Flat, frozen: Flat, photographs: UInt8[Array, "b h w 3"]
+    ) -> Images:
+        networks = self._networks
+        vae = networks.vae.bind(bind(trained, frozen, self._mesh, networks.dtype)["vae"])
+        mean = vae.encode(photographs.astype(jnp.float32) / 127.5 - 1).mean
+        return vae.decode(mean * vae.config.scaling_factor)
+
+
+def _levels(images: Float[np.ndarray, "b h w 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Returns pictures of images in [-1, 1]; what is no number is grey."""
+    return list(np.round(np.clip(np.nan_to_num(images) / 2 + 0.5, 0, 1) * 255).astype(np.uint8))
 
 
 def _deal(prompts: tuple[str, ...], references: tuple[Path, ...]) -> list[list[str]]:

@@ -27,7 +27,7 @@ from fd_jax.training.loop import Loop, Tools
 from fd_jax.training.model import Model
 from fd_jax.training.objective import check_levels
 from fd_jax.training.optimizer import learning_rate
-from fd_jax.training.preview import Preview
+from fd_jax.training.preview import Preview, Reconstructions
 
 CONFIG_FILE = "config.json"
 
@@ -99,6 +99,11 @@ def _check(config: TrainConfig, mesh: Mesh) -> None:
         )
     if config.objective.kind == "sdm" and config.data.max_subjects < 1:
         raise InputError("data.max_subjects is 0, expected at least 1 for an sdm")
+    if config.objective.kind == "vae" and config.preview.prompts:
+        raise InputError(
+            f"preview.prompts is {config.preview.prompts}, expected none for a vae: it makes "
+            "preview.references again"
+        )
     if config.log.tensorboard:
         metrics.require("tensorboardX", "--log.tensorboard")
     if config.log.wandb is not None:
@@ -164,9 +169,13 @@ def _preview(
     sizes: Sizes,
     mesh: Mesh,
     tokenizer_folder: Path | None,
-) -> Preview | None:
-    if not config.preview.prompts or not config.loop.preview_every:
+) -> Preview | Reconstructions | None:
+    is_vae = config.objective.kind == "vae"
+    shown = config.preview.references if is_vae else config.preview.prompts
+    if not shown or not config.loop.preview_every:
         return None
+    if is_vae:
+        return Reconstructions(config.preview, networks, mesh, config.data.resolution)
     side = config.data.resolution // sizes.configs.vae.downscale
     return Preview(
         config.preview,

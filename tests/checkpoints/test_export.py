@@ -11,7 +11,7 @@ from trained import write_run
 from fd_jax import sharding
 from fd_jax.checkpoints import export as export_module
 from fd_jax.checkpoints.export import export
-from fd_jax.checkpoints.folders import load_folder, read_configs
+from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
 from fd_jax.checkpoints.lazy_tensor import CheckpointError
 from fd_jax.checkpoints.released import (
     SDM_PARTS,
@@ -23,7 +23,7 @@ from fd_jax.checkpoints.released import (
 from fd_jax.checkpoints.torch_files import open_tensors
 from fd_jax.checkpoints.torch_weights import Placement, flatten, to_torch, torch_names
 from fd_jax.checkpoints.torch_writer import write_torch
-from fd_jax.config import Configs
+from fd_jax.config import Configs, VAEConfig
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
@@ -88,6 +88,19 @@ def test_an_export_is_read_as_it_was_trained(runs, params, abstract, tmp_path, k
     names = {"sdm": {"clip", "diffusers"}, "tdm": {"diffusers"}}[kind]
     assert {path.name for path in out.iterdir() if path.is_dir()} == names
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_of_an_autoencoder_alone_there_is_nothing_but_its_folder(params, abstract, tmp_path):
+    vae = {"vae": params["tdm"]["vae"]}
+    out = tmp_path / "out"
+    export(write_run(tmp_path / "run", "vae", vae, TINY), out)
+    export(tmp_path / "run", out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["vae"]
+    loaded, left = load_folder("vae", out / "vae", abstract["vae"], place())
+    assert_same(loaded, vae["vae"])
+    assert left == []
+    path = out / "vae" / "config.json"
+    assert VAEConfig.from_json(read_json(path), str(path)) == TINY.vae
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from data_items import WORDS, encoded, item, person
 
-from fd_jax.data.examples import make_example, subject_crops
+from fd_jax.data.examples import make_example, portrait, subject_crops
 from fd_jax.data.ffhq import Record
 from fd_jax.data.ffhq_item import DataError, Segment, read_info
 from fd_jax.data.loader import DataConfig
@@ -279,3 +279,36 @@ def test_the_words_of_the_items_are_where_they_say():
     for i, word in enumerate(WORDS):
         segment = person(i)
         assert ", ".join(WORDS)[segment["start"] : segment["end"]] == word
+
+
+def test_a_portrait_shows_the_segment_below_and_a_backdrop_around():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:40, 20:40] = (250, 3, 250)
+    segment_map = np.zeros((40, 60), np.uint8)
+    segment_map[10:40, 20:40] = 2
+    subject = Segment(2, (20, 10, 40, 40), 0, 3, "person")
+    sides = []
+    for seed in range(8):
+        pixels = portrait(image, segment_map, subject, "x", np.random.default_rng(seed))
+        is_subject = (pixels == (250, 3, 250)).all(axis=-1)
+        rows, columns = np.nonzero(is_subject)
+        assert is_subject.sum() == 600
+        assert rows.max() == len(pixels) - 1
+        assert np.ptp(columns) == 19
+        sides.append(len(pixels))
+
+    assert min(sides) >= 30
+    assert len(set(sides)) > 3
+    segment_map[:] = 0
+    with pytest.raises(DataError, match="holds no pixel of value 2"):
+        portrait(image, segment_map, subject, "x", np.random.default_rng(0))
+
+
+def test_portraits_are_made_on_demand(make):
+    noise, portraits = (
+        make(item(1), crops=crops).subject_pixels for crops in ("noise", "portrait")
+    )
+
+    assert not np.array_equal(noise, portraits)
+    assert portraits[0].any()
+    assert not portraits[1:].any()

@@ -21,7 +21,14 @@ def test_divergence_equals_its_integral():
     np.testing.assert_allclose(divergence(Posterior(mean, logvar)), [integral], rtol=1e-4)
 
 
-def test_reconstruction_is_the_mean_distance():
+def test_reconstruction_counts_edges_that_are_missed():
+    image = jnp.zeros((1, 4, 4, 3)).at[:, :, 2:].set(1.0)
+    flat = jnp.full_like(image, 0.5)
+    # Half a step of each pixel, and 4 of the 12 pairs of neighbours in rows differ by one.
+    np.testing.assert_allclose(reconstruction_loss(flat, image), [0.5 + 4 / 12], rtol=1e-6)
+
+
+def test_reconstruction_is_the_mean_distance_where_no_edge_differs():
     image = normal((2, 4, 6, 3))
     loss = reconstruction_loss(image + jnp.array([0.5, -0.25])[:, None, None, None], image)
     np.testing.assert_allclose(loss, [0.5, 0.25], rtol=1e-5)

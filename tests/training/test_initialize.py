@@ -1,10 +1,13 @@
+import dataclasses
+
 import pytest
 
-from fd_jax.checkpoints.folders import write_json
+from fd_jax.checkpoints.folders import read_json, write_json
 from fd_jax.checkpoints.run_model import RunModel, write_model
 from fd_jax.config import CLIPVisionConfig, ConfigError
+from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.training.config import InitConfig
+from fd_jax.training.config import InitConfig, ModelConfig
 from fd_jax.training.initialize import given, read_sizes
 from tests.conftest import TINY
 
@@ -30,3 +33,33 @@ def test_an_image_encoder_that_does_not_fit_is_refused(tdm, tmp_path):
     write_json(tmp_path / "clip" / "config.json", CLIPVisionConfig().to_json())
     with pytest.raises(ConfigError, match="projection_dim of the image encoder is 768"):
         read_sizes(InitConfig(checkpoint=tdm, image_encoder=tmp_path / "clip"), None)
+
+
+@pytest.fixture
+def vae(tmp_path):
+    """Folder of a run that trained the autoencoder alone, without parameters."""
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    write_model(folder, RunModel("vae", TINY, ScheduleConfig()))
+    return folder
+
+
+def test_an_autoencoder_is_completed_by_the_model_of_the_config(vae):
+    assert set(read_json(vae / "model.json")) == {"kind", "vae"}
+    schedule = ScheduleConfig(prediction_type="v_prediction")
+    model = ModelConfig(**TINY._asdict(), schedule=schedule)
+    assert read_sizes(InitConfig(checkpoint=vae), model) == (TINY, schedule)
+    assert given(InitConfig(checkpoint=vae)) == {"vae": vae}
+
+
+def test_an_autoencoder_without_a_model_is_refused(vae):
+    with pytest.raises(InputError, match=r"vae trains a vae.* expected a config with sizes in `mo"):
+        read_sizes(InitConfig(checkpoint=vae), None)
+
+
+def test_an_autoencoder_that_does_not_fit_is_refused(vae):
+    other = dataclasses.replace(TINY.vae, scaling_factor=0.5)
+    model = ModelConfig(**TINY._replace(vae=other)._asdict())
+    message = r"vae is of another architecture than model:\n.*vae.scaling_factor: 0.5 in model, 0.1"
+    with pytest.raises(InputError, match=message):
+        read_sizes(InitConfig(checkpoint=vae), model)

@@ -121,6 +121,34 @@ def test_the_noise_loss_does_not_reach_the_autoencoder(leaves):
             np.testing.assert_allclose(both[path], g, rtol=1e-3, atol=1e-6)
 
 
+def test_the_autoencoder_alone_needs_nothing_else(leaves):
+    """Its loss is what the others add for theirs, and reaches both of its halves."""
+    vae = {path: leaf for path, leaf in leaves.items() if path.startswith("vae/")}
+    batch = random_batch(3, subjects=0)
+    found = losses(vae, batch, kind="vae", reconstruction_weight=2.0, divergence_weight=0.5)
+    assert set(found) == {"loss", "reconstruction_loss", "divergence", "latent_std"}
+    parts = found["reconstruction_loss"], found["divergence"]
+    assert found["loss"] == pytest.approx(2 * parts[0] + 0.5 * parts[1], rel=1e-6)
+    both = losses(leaves, batch, kind="tdm", trains_vae=True)
+    assert (both["reconstruction_loss"], both["divergence"]) == pytest.approx(parts, rel=1e-5)
+
+    grads = gradients(vae, batch, kind="vae")
+    moved = [path for path, g in grads.items() if np.any(g)]
+    assert any("decoder" in path for path in moved)
+    assert any("encoder" in path for path in moved)
+
+
+def test_the_spread_of_latents_is_that_before_scaling(leaves):
+    batch, objective = random_batch(3, subjects=0), make_objective(kind="vae")
+    draws = objective.draw(KEY, to_jax(batch))
+    vae = objective.networks.vae.bind(params.nested(to_jax(leaves))["vae"])
+    assert vae.config.scaling_factor != 1
+    mean, logvar = fast_jit(vae.encode)(to_inputs(to_jax(batch).examples).image)
+    expected = np.std(mean + np.exp(logvar / 2) * draws.posterior_noise)
+    found = losses(leaves, batch, kind="vae")["latent_std"]
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_levels_must_have_cross_attention():
     with pytest.raises(InputError, match=r"'mid_blok'.*did you mean 'mid_block'"):
         check_levels(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import pathlib
 import shutil
 import signal
 
@@ -13,6 +14,8 @@ import pytest
 from fd_jax import sharding
 from fd_jax.checkpoints.arrays import describe
 from fd_jax.checkpoints.lazy_tensor import CheckpointError
+from fd_jax.checkpoints.sources import Sources
+from fd_jax.checkpoints.sources import read_sizes as read_sources
 from fd_jax.checkpoints.store import read_params
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.errors import InputError
@@ -249,6 +252,79 @@ def test_an_sdm_may_begin_as_a_tdm(whole, tmp_path):
     assert any((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A run of two steps that trained the autoencoder alone. Measured, and seen, on the way."""
+    workdir = tmp_path_factory.mktemp("autoencoder")
+    config = make_config(
+        objective__kind="vae",
+        optimizer__train=(("vae/", 1.0),),
+        loop__num_steps=2,
+        loop__eval_every=2,
+        loop__eval_batches=1,
+        loop__preview_every=2,
+        preview__references=(make_config().data.root[0] / "00000" / "00000000.jpg",),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        on_few_devices(patch)
+        patch.setattr(Model, "flops", lambda *_: 1)
+        assert train(config, workdir) is None
+    return workdir
+
+
+def test_an_autoencoder_trains_alone(autoencoder):
+    *lines, held_out = read_metrics(autoencoder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["latent_std"] > 0 and "denoising_loss" not in line for line in lines)
+    assert held_out["held_out_latent_std"] > 0
+    found = parameters(autoencoder, ema=False)
+    assert {path.split("/")[0] for path in found} == {"vae"}
+    assert (autoencoder / "previews" / "00000002.png").is_file()
+    with pytest.raises(CheckpointError, match=r"trains a vae, expected a run that trains a sdm"):
+        read_sources(Sources(sdm=autoencoder, tdm=autoencoder))
+
+
+def test_a_tdm_may_begin_with_an_autoencoder(autoencoder, tmp_path):
+    """Which it leaves as it is, whatever the config says."""
+    tdm = make_config(
+        init__checkpoint=autoencoder,
+        optimizer__train=(("unet/", 1.0), ("vae/", 1.0)),
+        loop__num_steps=2,
+    )
+    assert train(tdm, tmp_path) is None
+    found = parameters(tmp_path, ema=False)
+    expected = parameters(autoencoder)
+    assert_equal({path: found[path] for path in expected}, expected)
+    assert {path.split("/")[0] for path in found} == {"unet", "vae", "text_encoder"}
+    assert set(expected) <= set(describe(tmp_path / "frozen"))
+
+
+def test_an_autoencoder_goes_on_from_another_run(autoencoder, tmp_path):
+    config = make_config(
+        objective__kind="vae",
+        init__checkpoint=autoencoder,
+        optimizer__train=(("vae/", 1.0),),
+        loop__num_steps=1,
+        optimizer__learning_rate=0.0,
+        optimizer__weight_decay=0.0,
+    )
+    assert train(config, tmp_path) is None
+    found, expected = parameters(tmp_path), parameters(autoencoder)
+    for path, leaf in expected.items():
+        # The average of equal numbers is rounded.
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_a_tdm_cannot_train_the_autoencoder_that_it_is_given(autoencoder, tmp_path):
+    config = make_config(
+        objective__kind="tdm",
+        init__checkpoint=autoencoder,
+        optimizer__train=(("vae/", 1.0),),
+    )
+    with pytest.raises(InputError, match=r"by which nothing trains: .* gives the autoencoder"):
+        train(config, tmp_path)
+
+
 BAD = {
     "missing folder": ({"data__root": None}, "nowhere"),
     "no folder": ({"data__root": ()}, "root"),
@@ -264,6 +340,19 @@ BAD = {
     "references": (
         {"preview__prompts": ("a <|image|>",), "loop__preview_every": 1},
         "0 references",
+    ),
+    "prompts": (
+        {"objective__kind": "vae", "preview__prompts": ("a man",)},
+        r"preview.prompts is \('a man',\), expected none for a vae",
+    ),
+    "photographs": (
+        {
+            "objective__kind": "vae",
+            "optimizer__train": (("vae/", 1.0),),
+            "preview__references": (pathlib.Path("no.jpg"),),
+            "loop__preview_every": 1,
+        },
+        "no.jpg does not exist",
     ),
     "base": ({"init__base": None}, "nowhere"),
 }

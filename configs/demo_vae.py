@@ -1,0 +1,84 @@
+"""A small autoencoder, from random numbers, for two CPU cores: the first of three runs.
+
+    python -m fd_jax.data.scenes PEOPLE SCENES
+    python train.py --config configs/demo_vae.py --workdir runs/demo_vae --data.root SCENES
+
+64 px; latents of 16 x 16. The TDM begins with it and leaves it as it is, and so does the SDM, so
+that all their steps go into what they are for. `latent_std` in the metrics tells how far latents
+are from the unit variance that scaling_factor 1 takes for granted.
+"""
+
+from fd_jax.bundled import PEOPLE
+from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from fd_jax.data.loader import DataConfig
+from fd_jax.training.config import (
+    ComputeConfig,
+    LoopConfig,
+    ModelConfig,
+    PreviewConfig,
+    TrainConfig,
+)
+from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.optimizer import OptimizerConfig
+
+# Both of all three runs.
+MODEL = ModelConfig(
+    unet=UNetConfig(
+        block_out_channels=(64, 96, 128),
+        has_attention=(True, True, True),
+        layers_per_block=1,
+        cross_attention_dim=96,
+        num_heads=4,
+        norm_num_groups=16,
+        sample_size=16,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=1.0,  # the divergence term keeps latents near unit variance
+        sample_size=64,
+    ),
+    text_encoder=CLIPTextConfig(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4),
+    image_encoder=CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=3,
+        num_heads=4,
+        image_size=64,
+        patch_size=8,
+        projection_dim=96,
+    ),
+)
+COMPUTE = ComputeConfig(dtype="float32", attention="plain")
+
+CONFIG = TrainConfig(
+    objective=ObjectiveConfig(kind="vae", divergence_weight=3e-3),
+    model=MODEL,
+    data=DataConfig(
+        batch_size=8,
+        resolution=64,
+        max_subjects=0,
+        caption_drop_prob=0.0,
+        num_threads=2,
+        flip=True,
+    ),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        weight_decay=0.0,
+        ema_decay=0.999,
+        train=(("vae/", 1.0),),
+    ),
+    compute=COMPUTE,
+    loop=LoopConfig(
+        num_steps=3000,
+        seed=0,
+        checkpoint_every=500,
+        eval_every=500,
+        eval_batches=4,
+        preview_every=500,
+    ),
+    preview=PreviewConfig(references=(PEOPLE / "P005" / "P005.jpg", PEOPLE / "P003" / "P003.jpg")),
+)
