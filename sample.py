@@ -1,15 +1,24 @@
 """Makes pictures of given people from a prompt, or from a file of prompts.
 
+Without any models, those of the package: small ones, of 64 px, for portraits in front of painted
+scenes. Without a prompt, the twelve that they are shown with:
+
+sample.py --trace --output outputs/demo
+
 Pictures of a prompt, with a photograph for each marker <|image|>, in their order:
 
-sample.py --base stable-diffusion-v1-5 --image-encoder clip-vit-large-patch14 --sdm sdm.bin
---tdm tdm.bin --prompt "a man <|image|> and a woman <|image|> reading" --reference man.jpg
+sample.py --prompt "a man <|image|> and a woman <|image|> in a forest" --reference man.jpg
 --reference woman.jpg --num-images 4 --output pictures
 
 Many, from a file with a JSON object per line, such as {"prompt": "a man <|image|> in the snow",
 "references": ["man.jpg"], "seed": 3, "output": "snow.png"}; again, it makes what is missing:
 
-sample.py ... --prompt-file prompts.jsonl --output pictures
+sample.py --prompt-file prompts.jsonl --output pictures
+
+The released models:
+
+sample.py --base stable-diffusion-v1-5 --image-encoder clip-vit-large-patch14 --sdm sdm.bin
+--tdm tdm.bin --prompt ...
 
 Models of own training, from the folders of their runs, need nothing else:
 
@@ -30,7 +39,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from fd_jax import FaceDiffuser, runtime, sharding
+from fd_jax import FaceDiffuser, bundled, runtime, sharding
+from fd_jax.checkpoints.sources import find_sources
+from fd_jax.data.captions import strip_markers
+from fd_jax.data.painters import SCENES
 from fd_jax.data.photographs import load_photograph
 from fd_jax.data.references import make_requests
 from fd_jax.data.requests import Request, read_requests
@@ -43,25 +55,31 @@ from fd_jax.trace_pictures import trace_sheet
 SHEET = "contact_sheet.png"
 MAX_ON_SHEET = 64
 TRACE_COLUMNS = 8
+LIMITS = (
+    f"bundled models: 64 px, portraits in front of the {len(SCENES)} painted scenes of "
+    "fd_jax/data/painters.py; what is beyond still gives a picture; fd_jax/assets/demo/README.md "
+    "says more"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
     """What `sample.py` takes."""
 
-    sdm: Path
+    sdm: Path | None = None
     """Subject-augmented model: folder of a training run; or the released model's file, or the
-    folder it is in."""
-    tdm: Path
+    folder it is in. Without --sdm and --tdm: the small models of the package."""
+    tdm: Path | None = None
     """Text-driven model, likewise."""
     base: Path | None = None
-    """Folder of Stable Diffusion 1.5, in the layout of diffusers. Needed unless the SDM is a
+    """Folder of Stable Diffusion 1.5, in the layout of diffusers. Needed with an SDM that is no
     training run."""
     image_encoder: Path | None = None
-    """Folder of the CLIP that the image encoder was tuned from. Needed unless the SDM is a
+    """Folder of the CLIP that the image encoder was tuned from. Needed with an SDM that is no
     training run."""
     prompt: str | None = None
-    """What to show, with <|image|> after each person's word."""
+    """What to show, with <|image|> after each person's word. With the models of the package and
+    neither --prompt nor --prompt-file: twelve examples."""
     negative_prompt: str = ""
     """What not to show."""
     references: Annotated[
@@ -86,12 +104,12 @@ class Arguments:
     """In pixels; by default what the models were trained for."""
     width: int | None = None
     """In pixels."""
-    object_resolution: int = 224
-    """Side to which the photographs are resized first."""
+    object_resolution: int | None = None
+    """Side to which the photographs are resized first; by default what the image encoder takes."""
     dtype: str | None = None
     """float32 or bfloat16; by default float32 on a CPU, else bfloat16."""
     trace: bool = False
-    """Draw what the models did at some of the steps, too."""
+    """Draw what the models did at some of the steps, too: NAME_trace.png beside NAME.png."""
     overwrite: bool = False
     """Replace pictures that exist already."""
     processes: Annotated[runtime.Processes, tyro.conf.arg(name="")] = dataclasses.field(
@@ -99,16 +117,24 @@ class Arguments:
     )
 
     def __post_init__(self):
+        find_sources(self.sdm, self.tdm, self.base, self.image_encoder)
+        if self.is_bundled and self.prompt is None and self.prompt_file is None:
+            object.__setattr__(self, "prompt_file", bundled.PROMPTS)  # past `frozen`
         if (self.prompt is None) == (self.prompt_file is None):
             raise InputError("expected either --prompt or --prompt-file")
         if self.prompt_file is not None:
-            for name, default in (("references", ()), ("num_images", 1), ("trace", False)):
+            for name, default in (("references", ()), ("num_images", 1)):
                 if getattr(self, name) != default:
                     option = "--" + name.replace("_", "-")
                     raise InputError(f"{option} goes with --prompt, not with --prompt-file")
         for name in ("num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the models are those of the package."""
+        return self.sdm is None
 
     def options(self) -> dict[str, Any]:
         """Returns what is the same for all pictures, as the pipeline takes it."""
@@ -132,6 +158,9 @@ def main(arguments: Arguments) -> int:
 
 def load(arguments: Arguments, mesh: jax.sharding.Mesh) -> FaceDiffuser:
     """Reads the checkpoints."""
+    is_first = jax.process_index() == 0
+    if arguments.is_bundled and is_first:
+        print(LIMITS)
     return FaceDiffuser.from_pretrained(
         sdm=arguments.sdm,
         tdm=arguments.tdm,
@@ -139,7 +168,7 @@ def load(arguments: Arguments, mesh: jax.sharding.Mesh) -> FaceDiffuser:
         image_encoder=arguments.image_encoder,
         dtype=arguments.dtype,
         mesh=mesh,
-        progress=jax.process_index() == 0,
+        progress=is_first,
     )
 
 
@@ -148,11 +177,14 @@ def settings(pipe: FaceDiffuser, arguments: Arguments, **own: Any) -> dict[str, 
     height, width = pipe.latent_size(arguments.height, arguments.width)
     scale = pipe.configs.vae.downscale
     paths = {name: getattr(arguments, name) for name in ("base", "sdm", "tdm", "image_encoder")}
+    if arguments.is_bundled:
+        paths = {"models": "bundled"}
     return {
         **own,
         **arguments.options(),
         "height": height * scale,
         "width": width * scale,
+        "object_resolution": pipe.subject_size(arguments.object_resolution),
         "dtype": str(pipe.dtype),
         **{name: str(path) for name, path in paths.items() if path is not None},
         "software": f"fd_jax, jax {jax.__version__} on {jax.default_backend()}",
@@ -228,7 +260,7 @@ def draw_trace(pipe: FaceDiffuser, trace: SamplingTrace, image: int, title: str)
 
 def sample_file(arguments: Arguments) -> int:
     """Makes the pictures of a prompt file that do not exist yet, each process its share."""
-    requests, bad_lines = read_requests(arguments.prompt_file)
+    requests, bad_lines = read_requests(arguments.prompt_file, traces=arguments.trace)
     count = len(requests)
     is_first, folder = jax.process_index() == 0, arguments.output
     failed = 0
@@ -236,7 +268,11 @@ def sample_file(arguments: Arguments) -> int:
         failed += report(bad.line, bad.reason)
     share = requests[jax.process_index() :: jax.process_count()]
     if not arguments.overwrite:
-        share = [request for request in share if not (folder / request.output).exists()]
+        share = [
+            request
+            for request in share
+            if not all((folder / name).exists() for name in file_names(request, arguments))
+        ]
     if not share:
         print(f"nothing to make: {count} pictures of {arguments.prompt_file} exist in {folder}")
         return 1 if failed else 0
@@ -261,6 +297,11 @@ def sample_file(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
+def file_names(request: Request, arguments: Arguments) -> list[str]:
+    """Returns the names of the files that come of a line: the picture, and the trace if wanted."""
+    return [request.output] + [request.trace] * arguments.trace
+
+
 def write_sheet(requests: list[Request], arguments: Arguments) -> None:
     """Writes a contact sheet of a prompt file that is done, if it is short and there is none."""
     paths = [arguments.output / request.output for request in requests]
@@ -270,7 +311,7 @@ def write_sheet(requests: list[Request], arguments: Arguments) -> None:
         if sheet.exists() and not arguments.overwrite:
             print(f"{sheet} exists, and is left as it is")
             return
-        labels = [request.prompt for request in requests]
+        labels = [strip_markers(request.prompt) for request in requests]
         references = [[load_photograph(path) for path in r.references] for r in requests]
         image = contact_sheet(
             [load_photograph(path) for path in paths], labels, references=references
@@ -292,7 +333,7 @@ def usable_photographs(
     photographs = [load_photograph(path) for path in request.references]
     make_requests(
         *(pipe.tokenizer, [request.prompt], [photographs], [request.negative_prompt]),
-        object_resolution=arguments.object_resolution,
+        object_resolution=pipe.subject_size(arguments.object_resolution),
         needs_subjects=arguments.sampler.mode != "tdm",
     )
     return photographs
@@ -304,19 +345,21 @@ def write_batch(
     arguments: Arguments,
     batch_size: int,
 ) -> int:
-    """Makes and writes the pictures of some lines; returns how many."""
+    """Makes and writes the pictures of some lines, with their traces; returns how many."""
     requests, photographs = zip(*batch, strict=True)
     seeds = [arguments.seed if r.seed is None else r.seed for r in requests]
-    images = pipe(
+    made = pipe(
         [request.prompt for request in requests],
         photographs,
         negative_prompt=[request.negative_prompt for request in requests],
         seed=seeds,
         batch_size=batch_size,
         output_type="np",
+        trace=arguments.trace,
         **arguments.options(),
     )
-    for request, seed, image in zip(requests, seeds, to_uint8(images), strict=True):
+    images, trace = made if arguments.trace else (made, None)
+    for i, (request, seed, image) in enumerate(zip(requests, seeds, to_uint8(images), strict=True)):
         own = {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -324,8 +367,15 @@ def write_batch(
             "seed": seed,
             "image_number": 0,
         }
-        path, chunks = arguments.output / request.output, settings(pipe, arguments, **own)
-        write_png(path, image, chunks, overwrite=arguments.overwrite)
+        chunks = settings(pipe, arguments, **own)
+        drawn = [image]
+        if trace is not None:
+            drawn.append(draw_trace(pipe, trace, i, request.prompt))
+        for name, pixels in zip(file_names(request, arguments), drawn, strict=True):
+            path = arguments.output / name
+            # One of the two may be there already, of a run without --trace or that was cut short.
+            if arguments.overwrite or not path.exists():
+                write_png(path, pixels, chunks, overwrite=arguments.overwrite)
     return len(batch)
 
 

@@ -6,3 +6,5 @@ _ASSETS = Path(__file__).parent / "assets"
 
 TOKENIZER = _ASSETS / "tokenizer"  # CLIP's
 PEOPLE = _ASSETS / "people"  # photographs of synthetic people
+DEMO = _ASSETS / "demo"  # small models, as `fd_jax.checkpoints.bundle` writes them
+PROMPTS = DEMO / "prompts.jsonl"  # what they are shown with

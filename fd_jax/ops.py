@@ -1,21 +1,26 @@
 """Functions of arrays, without parameters: attention, embeddings, activations."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fd_jax.errors import InputError
 
-AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn"]
+AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn", "flash"]
 
 Remat = Literal["none", "dots", "blocks"]
 
 QUERY_BLOCK = 512  # queries of one block of the chunked forms
 _CUDNN_MAX_HEAD_DIM = 128  # on every GPU that has the kernel
+_FLASH_MAX_HEAD_DIM = 512  # the VAE's, and what was tried
+_FLASH_BLOCK, _FLASH_MIN_BLOCK = 512, 128  # queries and keys; larger ones take no less memory
+_LARGE = 1024 * 1024  # queries times keys that are not held at once where that can be helped
 
 
 def attention(
@@ -33,17 +38,21 @@ def attention(
         v: Values.
         kind: `plain` holds all q * k probabilities; `chunked` those of one block of queries;
             `by_head` those of one block, head and row, which is fastest on a CPU but would gather
-            a batch that is divided over devices; `cudnn` none, but wants a GPU and 16-bit floats.
-            `auto` takes what suits the machine.
+            a batch that is divided over devices; `cudnn` none, but wants a GPU and 16-bit floats;
+            `flash` none, but wants a TPU and lengths that are multiples of 128. Where several
+            devices share the batch, it must be told of them, see `sharding.on_mesh`. `auto`
+            takes what suits the devices that the program is for.
 
     Raises:
-        InputError: The kind is unknown.
+        InputError: The kind is unknown, or `flash` cannot divide the lengths into blocks.
     """
     check_kind(kind)
     if kind == "auto":
         kind = _fastest(q, k)
     if kind == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if kind == "flash":
+        return _flash(q, k, v)
     if kind == "chunked":
         return _chunked(q, k, v)
     if kind == "by_head":
@@ -82,14 +91,65 @@ def check_kind(kind: str) -> None:
 
 
 def _fastest(q: Array, k: Array) -> AttentionKind:
-    platform = jax.default_backend()
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        head_dim = q.shape[-1]
-        if head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM:
-            return "cudnn"
-    if platform == "cpu" and jax.device_count() == 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    platform, num_devices = jax.default_backend(), jax.device_count()
+    if not mesh.empty:  # compiling ahead, the host has not what the program is for
+        platform, num_devices = mesh.abstract_device.platform, mesh.size
+    batch, length, _, head_dim = q.shape
+    is_large = length * k.shape[1] >= _LARGE
+    has_cudnn = head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
+    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and has_cudnn:
+        return "cudnn"
+    if platform == "tpu" and q.dtype == jnp.bfloat16 and is_large:
+        has_blocks = min(_flash_block(length), _flash_block(k.shape[1])) >= _FLASH_MIN_BLOCK
+        is_divided = num_devices == 1 or (not mesh.empty and batch % num_devices == 0)
+        if has_blocks and is_divided and head_dim <= _FLASH_MAX_HEAD_DIM:
+            return "flash"
+    if platform == "cpu" and num_devices == 1:
         return "by_head"
-    return "chunked" if q.shape[1] * k.shape[1] > 1024 * 1024 else "plain"
+    return "chunked" if length * k.shape[1] > _LARGE else "plain"
+
+
+def _flash_block(length: int) -> int:
+    return math.gcd(length, _FLASH_BLOCK)
+
+
+def _flash(q: Array, k: Array, v: Array) -> Array:
+    for length in (q.shape[1], k.shape[1]):
+        if _flash_block(length) < _FLASH_MIN_BLOCK:
+            raise InputError(
+                f"attention is 'flash' with {length} queries or keys, expected a multiple of "
+                f"{_FLASH_MIN_BLOCK}"
+            )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _splash(q, k, v)
+    # The compiler divides no kernel over devices: each calls it with its own rows.
+    rows = P(mesh.axis_names)
+    divided = jax.shard_map(_splash, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    return divided(q, k, v)
+
+
+def _splash(q: Array, k: Array, v: Array) -> Array:
+    """JAX's own kernel for TPUs. Its mask is full."""
+    # Imported here, as it takes long and is for TPUs alone.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads, lengths = q.shape[2], (q.shape[1], k.shape[1])
+    block_q, block_kv = map(_flash_block, lengths)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.FullMask(lengths)] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+    )
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
 def _in_blocks(x: Array, axis: int) -> Array:

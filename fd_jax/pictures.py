@@ -29,7 +29,7 @@ _DAMAGE += (Image.DecompressionBombError,)
 INK = (30, 30, 30)
 _SHEET_WIDTH = 4096  # about; many pictures share it, a few do not fill it
 _CELL_SIDES = 128, 512
-_SMALL = 256  # smaller pictures are enlarged
+_SMALL = 192  # about what smaller pictures are enlarged to
 _LABEL_WIDTH = 128
 _LABEL_LINES = 3
 _LABEL_LENGTH = 400  # more is not worth measuring
@@ -144,9 +144,9 @@ def contact_sheet(
     width = max(_LABEL_WIDTH, *(picture.width for picture in pictures))
     height = max(picture.height for picture in pictures)
 
-    # Four photographs fill the width, and more of them become smaller.
+    # Two photographs fill the width, and more of them become smaller.
     most = max(len(row) for row in references)
-    thumb = max(1, (width + _SMALL_GAP) // max(most, 4) - _SMALL_GAP)
+    thumb = max(1, (width + _SMALL_GAP) // max(most, 2) - _SMALL_GAP)
     strips = [_strip([scaled(image, thumb) for image in row], thumb) for row in references]
     top = thumb + _SMALL_GAP if most else 0
 
@@ -176,9 +176,9 @@ def scaled(image: Pixels, side: int) -> Image.Image:
     if longest > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         return picture
-    factor = max(1, min(side, _SMALL) // longest)
+    factor = max(1, min(side // longest, round(_SMALL / longest)))
     size = factor * picture.width, factor * picture.height
-    return picture.resize(size, Image.Resampling.NEAREST)
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fd_jax import arguments, ops, sharding
 from fd_jax.bundled import TOKENIZER
 from fd_jax.checkpoints.released import SDM_PARTS
-from fd_jax.checkpoints.sources import Sources, load_models, read_sizes
+from fd_jax.checkpoints.sources import find_sources, load_models, read_sizes
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.config import Configs
 from fd_jax.data.captions import Tokenizer, load_tokenizer
@@ -80,8 +80,8 @@ class FaceDiffuser:
     def from_pretrained(
         cls,
         *,
-        sdm: str | os.PathLike,
-        tdm: str | os.PathLike,
+        sdm: str | os.PathLike | None = None,
+        tdm: str | os.PathLike | None = None,
         base: str | os.PathLike | None = None,
         image_encoder: str | os.PathLike | None = None,
         dtype: DTypeLike | None = None,
@@ -89,7 +89,7 @@ class FaceDiffuser:
         attention: ops.AttentionKind = "auto",
         progress: bool = False,
     ) -> "FaceDiffuser":
-        """Reads checkpoints.
+        """Reads checkpoints: the small models of the package if none are given.
 
         Args:
             sdm: The subject-augmented model: folder of a training run, of which the averaged
@@ -99,7 +99,8 @@ class FaceDiffuser:
             tdm: The text-driven model, likewise. Gives the UNet that makes scenes.
             base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
                 noise schedule, and the sizes of UNet and text encoder. Needed unless the SDM is a
-                run, which has all of these but the tokenizer: then it is CLIP's own.
+                run, which has all of these but the tokenizer: then, as with a base without the
+                folder `tokenizer`, it is CLIP's own.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
                 Gives its sizes. Needed unless the SDM is a run.
             dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
@@ -109,15 +110,17 @@ class FaceDiffuser:
             progress: Whether to show how far reading is.
 
         Raises:
-            InputError: A config or weight is not what it should be; the message names it.
-            FileNotFoundError: The tokenizer is missing.
+            InputError: A config or weight is not what it should be, or one of the models is given
+                without the other; the message names it.
+            FileNotFoundError: The tokenizer lacks a file.
         """
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute_dtype = ops.as_dtype(dtype)
-        sources = Sources(sdm, tdm, base, image_encoder)
+        sources = find_sources(sdm, tdm, base, image_encoder)
         configs, schedule = read_sizes(sources)
-        tokenizer = load_tokenizer(TOKENIZER if base is None else Path(base, "tokenizer"))
+        own = None if sources.base is None else Path(sources.base, "tokenizer")
+        tokenizer = load_tokenizer(TOKENIZER if own is None or not own.exists() else own)
         mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
         networks = make_networks(configs, dtype=compute_dtype, attention=attention)
         abstract = {key: getattr(networks, key).abstract for key in SDM_PARTS}
@@ -152,7 +155,7 @@ class FaceDiffuser:
         seed: SupportsIndex | Sequence[SupportsIndex] = 0,
         height: SupportsIndex | None = None,
         width: SupportsIndex | None = None,
-        object_resolution: SupportsIndex = 224,
+        object_resolution: SupportsIndex | None = None,
         latents: Float[Array | np.ndarray, "..."] | None = None,
         output_type: OutputType | str = "pil",
         mode: str = "snf",
@@ -185,7 +188,8 @@ class FaceDiffuser:
                 batch that it is in, nor from the devices.
             height: In pixels; by default what the models were trained for.
             width: In pixels.
-            object_resolution: Side to which photographs are resized first.
+            object_resolution: Side to which photographs are resized first; by default what the
+                image encoder takes, 224 of CLIP's. It resizes them again from any other.
             latents: Noise to begin with in place of the seed's, one row per picture.
             output_type: `pil`; `np`, [batch, height, width, 3] in 0..1; or `latents`.
             mode: `snf`; for comparison `weighted`, `delayed`, `tdm` or `sdm`.
@@ -232,7 +236,7 @@ class FaceDiffuser:
             prompts,
             references,
             arguments.one_each("negative_prompt", negative_prompt, count),
-            object_resolution=arguments.whole("object_resolution", object_resolution),
+            object_resolution=self.subject_size(object_resolution),
             max_length=self.configs.text_encoder.max_length,
             needs_subjects=mode != "tdm",
         )
@@ -300,6 +304,12 @@ class FaceDiffuser:
                 raise InputError(f"{name} is {pixels}, expected a multiple of {unit}")
             size.append(int(pixels) // scale)
         return size[0], size[1]
+
+    def subject_size(self, object_resolution: SupportsIndex | None) -> int:
+        """Returns the side of photographs as the networks get them. Raises InputError."""
+        if object_resolution is None:
+            return self.configs.image_encoder.image_size
+        return arguments.whole("object_resolution", object_resolution)
 
 
 def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:

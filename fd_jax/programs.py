@@ -76,7 +76,7 @@ class Programs:
         self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
         self._continue = jax.jit(init_state, out_shardings=state)
         self._sample = jax.jit(
-            partial(_sample, networks, prediction_type),
+            partial(_sample, networks, mesh, prediction_type),
             static_argnames=("smoothing", "trace"),
             out_shardings=(state, None),
         )
@@ -159,6 +159,7 @@ def _start(
 
 def _sample(
     networks: Networks,
+    mesh: Mesh,
     prediction_type: str,
     params: ModelParams,
     state: SolverState,
@@ -168,11 +169,12 @@ def _sample(
     **static: PyTree,
 ) -> tuple[SolverState, Trace | None]:
     tdm, sdm = networks.unet.bind(params.tdm), networks.unet.bind(params.sdm)
-    return sample(
-        *(tdm, sdm, state, contexts, guidance_scale, steps),
-        prediction_type=prediction_type,
-        **static,
-    )
+    with sharding.on_mesh(mesh):
+        return sample(
+            *(tdm, sdm, state, contexts, guidance_scale, steps),
+            prediction_type=prediction_type,
+            **static,
+        )
 
 
 def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Array:
@@ -181,6 +183,7 @@ def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) ->
     in_turn = latents.reshape(mesh.size, -1, *latents.shape[1:]).swapaxes(0, 1)
     where = NamedSharding(mesh, P(None, sharding.DATA_AXES))
     in_turn = jax.lax.with_sharding_constraint(in_turn, where)
-    images = jax.lax.map(vae.decode, in_turn)
+    with sharding.on_mesh(mesh):
+        images = jax.lax.map(vae.decode, in_turn)
     images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
     return jnp.clip(images / 2 + 0.5, 0, 1)

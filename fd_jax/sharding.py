@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -69,6 +70,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batched(mesh: Mesh) -> NamedSharding:
     """The first axis is divided over all devices."""
     return NamedSharding(mesh, P(DATA_AXES))
+
+
+def on_mesh(mesh: Mesh) -> AbstractContextManager[None]:
+    """Says which devices a function is traced for, to what depends on them: `ops.attention`.
+
+    To be entered inside of the function that is compiled. Whatever the host has, the program may be
+    for other devices.
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:

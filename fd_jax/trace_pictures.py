@@ -37,8 +37,8 @@ def trace_sheet(
 
     Args:
         predicted: The image that each step expects in the end.
-        tdm_saliency: At least 0; NaN where the model did not run. Each map is drawn relative to
-            its own maximum.
+        tdm_saliency: NaN where the model did not run. Each map is drawn between its own extremes:
+            a softmax over pixels hardly varies beside its mean.
         sdm_saliency: The same of the other model.
         mask: 1 where the noise was taken from the SDM, 0 where from the TDM.
         steps: Heading of each column, such as `16 fusion`.
@@ -89,8 +89,10 @@ def trace_sheet(
 
 
 def _heat_map(saliency: Float[np.ndarray, "lh lw"], size: tuple[int, int]) -> Image.Image:
-    highest = np.max(saliency, initial=0, where=np.isfinite(saliency))
-    return _coloured(saliency / (highest or 1), size, _HEAT)
+    lowest, highest = saliency.min(), saliency.max()  # both NaN where the model did not run
+    # What differs by rounding alone is flat.
+    is_flat = highest - lowest <= 1e-6 * abs(highest)
+    return _coloured((saliency - lowest) / (1 if is_flat else highest - lowest), size, _HEAT)
 
 
 def _coloured(
@@ -112,7 +114,7 @@ def _legend(font: ImageFont.FreeTypeFont) -> Image.Image:
     keys = {
         "TDM": Image.new("RGB", square, _TDM),
         "SDM": Image.new("RGB", square, _SDM),
-        "saliency, from 0 to the highest of its panel": _coloured(
+        "saliency, from the lowest to the highest of its panel": _coloured(
             np.linspace(0, 1, 6 * height)[None], (6 * height, height), _HEAT
         ),
         "the model did not run": _coloured(np.full((1, 1), np.nan), (2 * height, height), _HEAT),

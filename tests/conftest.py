@@ -12,10 +12,14 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import pytest
+from trained import write_run
 
-from fd_jax import FaceDiffuser, sharding
+from fd_jax import FaceDiffuser, bundled, sharding
+from fd_jax.checkpoints.bundle import bundle as write_bundle
+from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
-from fd_jax.demo_checkpoints import write_demo
+from fd_jax.demo_checkpoints import random_params, write_demo
+from fd_jax.networks import make_networks
 
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -72,7 +76,35 @@ def pipe(checkpoints) -> FaceDiffuser:
 
 
 @pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """Runs of a tiny SDM and of the TDM that it shares text encoder and VAE with."""
+    folder, networks = tmp_path_factory.mktemp("pair"), make_networks(TINY)
+    shared = {part: random_params(getattr(networks, part).abstract, 1, part) for part in SDM_PARTS}
+    runs = {}
+    for kind, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
+        params = {part: shared[part] for part in parts}
+        params["unet"] = random_params(networks.unet.abstract, 1, kind)
+        runs[kind] = write_run(folder / kind, kind, params, TINY)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def bundle(pair, tmp_path_factory) -> pathlib.Path:
+    """Folder of models as the package holds them, but tiny and untrained."""
+    out = tmp_path_factory.mktemp("bundle") / "demo"
+    write_bundle(pair["sdm"], pair["tdm"], out, dtype="float32")
+    return out
+
+
+@pytest.fixture
+def bundled_models(bundle, monkeypatch) -> pathlib.Path:
+    """Puts these in the place of the package's own."""
+    monkeypatch.setattr(bundled, "DEMO", bundle)
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def people() -> list[pathlib.Path]:
     """Photographs of four people."""
-    folder = pathlib.Path(__file__).parents[1] / "fd_jax" / "assets" / "people"
-    return sorted(folder.glob("*.jpg"))
+    ids = "P003", "P005", "P006", "P007"
+    return [bundled.PEOPLE / name / f"{name}.jpg" for name in ids]

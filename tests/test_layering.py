@@ -16,6 +16,7 @@ LAYERS = (
     {"networks", "sampling", "losses"},
     {"programs", "arguments", "demo_checkpoints"},
     {"pipeline", "training"},
+    {"evaluation"},
 )
 PACKAGE = pathlib.Path(__file__).parents[1] / "fd_jax"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from untrained import fast_jit, normal
 
-from fd_jax import ops
+from fd_jax import ops, sharding
 from fd_jax.errors import InputError
 
 every_blocked_kind = pytest.mark.parametrize("kind", ["chunked", "by_head"])
@@ -116,6 +118,84 @@ def test_auto_gathers_no_batch(queries, keys, kind):
     assert got == want
 
 
+@pytest.mark.parametrize(("keys", "dim"), [(256, 40), (384, 80)])
+def test_flash_is_attention(keys, dim):
+    """The kernel for TPUs, interpreted: three blocks of queries, one or three of keys."""
+    arrays = qkv(1, 384, keys, 2, dim, jnp.bfloat16)
+
+    with pltpu.force_tpu_interpret_mode():
+        got = out_and_gradients("flash", *arrays)
+
+    assert_near_plain(got, arrays)
+
+
+def test_flash_leaves_rows_on_their_devices():
+    mesh = sharding.make_mesh(fsdp=2)
+    arrays = qkv(8, 128, 128, 2, 40, jnp.bfloat16)
+
+    def on_mesh(*arrays):
+        with sharding.on_mesh(mesh):
+            return out_and_gradients("flash", *arrays)
+
+    # As XLA's operations: the interpreter in Python would wait for a thread of each device.
+    with pltpu.force_tpu_interpret_mode(True):
+        got = jax.jit(on_mesh)(*jax.device_put(arrays, sharding.batched(mesh)))
+
+    assert got[0].sharding.is_equivalent_to(sharding.batched(mesh), 4)
+    assert_near_plain(got, arrays)
+
+
+def out_and_gradients(kind, *arrays):
+    out, backward = jax.vjp(functools.partial(ops.attention, kind=kind), *arrays)
+    return out, *backward(normal(out.shape, dtype=out.dtype))
+
+
+def assert_near_plain(got, arrays):
+    exact = out_and_gradients("plain", *(x.astype(jnp.float32) for x in arrays))
+    for x, y in zip(got, exact, strict=True):
+        assert x.dtype == jnp.bfloat16
+        assert relative_error(x, y) < 2**-6
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(100, 128), (128, 77)])
+def test_flash_refuses_what_fills_no_blocks(queries, keys):
+    with pytest.raises(InputError, match="expected a multiple of 128"):
+        ops.attention(*qkv(1, queries, keys, 2, 40), kind="flash")
+
+
+FLASH = {
+    "64 x 64 pixels": (8, 4096, 4096, 40),
+    "32 x 32 pixels": (16, 1024, 1024, 80),
+    "the VAE's": (8, 4096, 4096, 512),
+}
+NOT_FLASH = {
+    "16 x 16 pixels": (8, 256, 256, 160),
+    "words": (8, 4096, 77, 40),
+    "no blocks": (8, 1600, 1600, 40),
+    "rows that the devices do not share": (4, 4096, 4096, 40),
+}
+
+
+@pytest.mark.parametrize("name", [*FLASH, *NOT_FLASH])
+def test_auto_on_a_tpu(name):
+    """It goes by the devices of the mesh: this machine has a CPU."""
+    assert uses_kernel(*(FLASH | NOT_FLASH)[name], jnp.bfloat16) == (name in FLASH)
+
+
+def test_auto_shortens_no_products_on_a_tpu():
+    assert not uses_kernel(*FLASH["64 x 64 pixels"], jnp.float32)
+
+
+def uses_kernel(batch, queries, keys, dim, dtype):
+    device = AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = AbstractMesh(
+        (4, 2), sharding.DATA_AXES, axis_types=(AxisType.Auto,) * 2, abstract_device=device
+    )
+    q, k = (jax.ShapeDtypeStruct((batch, length, 2, dim), dtype) for length in (queries, keys))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return "pallas_call" in str(jax.make_jaxpr(ops.attention)(q, k, k))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_probabilities_sum_to_one(dtype):
     q, k, _ = qkv(3, 6, 7, 5, 4, dtype)
@@ -150,8 +230,8 @@ def test_masked_keys_have_no_probability():
 
 
 def test_unknown_attention_is_refused():
-    with pytest.raises(InputError, match="attention is 'flash', expected one of"):
-        ops.check_kind("flash")
+    with pytest.raises(InputError, match="attention is 'fast', expected one of"):
+        ops.check_kind("fast")
 
 
 def test_time_embedding_begins_with_cosines():

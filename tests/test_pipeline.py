@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from trained import write_run
 
-from fd_jax import FaceDiffuser, sharding
+from fd_jax import FaceDiffuser, bundled, sharding
 from fd_jax.checkpoints.folders import read_json, write_json
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.torch_files import open_tensors, write_safetensors
 from fd_jax.checkpoints.torch_weights import Placement
+from fd_jax.config import Configs
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.pipeline import to_uint8
@@ -419,6 +420,50 @@ def test_runs_of_other_architectures_are_refused(checkpoints, runs, tmp_path):
     narrow = {"tdm": copy_run(runs, "tdm", tmp_path / "wider", unet=wider)}
     narrow["sdm"] = copy_run(runs, "sdm", tmp_path / "wider", unet=wider)
     refuses(r"sdm is of another architecture: unet.*, expected float32\[32", **narrow)
+
+
+def test_without_paths_the_bundled_models_are_read(bundled_models, pair, people):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    pipe = FaceDiffuser.from_pretrained(mesh=mesh)
+    assert pipe.configs == TINY
+    expected = FaceDiffuser.from_pretrained(**pair, mesh=mesh)(ONE, people[:1], **FAST)
+    np.testing.assert_array_equal(pipe(ONE, people[:1], **FAST), expected)
+
+
+@pytest.mark.parametrize("missing", [["sdm"], ["tdm"], ["sdm", "tdm"]])
+@pytest.mark.usefixtures("bundled_models")
+def test_one_model_without_the_other_is_refused(checkpoints, missing):
+    paths = {name: path for name, path in checkpoints.items() if name not in missing}
+    expected = f"base .*, but no {' and no '.join(missing)}: expected both models, or nothing"
+    with pytest.raises(InputError, match=expected):
+        FaceDiffuser.from_pretrained(**paths)
+
+
+def test_a_package_without_models_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(bundled, "DEMO", tmp_path / "demo")
+    with pytest.raises(InputError, match=r"demo.base is no folder, expected Stable Diffusion"):
+        FaceDiffuser.from_pretrained()
+
+
+def test_a_base_without_tokenizer_takes_that_of_clip(checkpoints, pipe, people, tmp_path):
+    paths = copy(checkpoints, tmp_path)
+    (paths["base"] / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer lacks merges.txt"):
+        FaceDiffuser.from_pretrained(**paths)
+    shutil.rmtree(paths["base"] / "tokenizer")
+    other = FaceDiffuser.from_pretrained(**paths, mesh=sharding.make_mesh(jax.devices()[:1]))
+    np.testing.assert_array_equal(other(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+
+
+def test_photographs_have_the_size_that_the_image_encoder_takes(pipe, people):
+    """So that they are resized once, unless told otherwise."""
+    assert TINY.image_encoder.image_size == 28
+    by_default = {key: value for key, value in FAST.items() if key != "object_resolution"}
+    found = pipe(ONE, people[:1], **by_default)
+    np.testing.assert_array_equal(found, pipe(ONE, people[:1], **FAST))
+    other = pipe(ONE, people[:1], **FAST | {"object_resolution": 224})
+    assert np.abs(found - other).max() > 0
+    assert Configs().image_encoder.image_size == 224
 
 
 def test_the_resolution_of_a_run_is_its_own(checkpoints, runs, tmp_path):

@@ -11,7 +11,9 @@ from processes import start, together
 from trained import write_run
 
 import sample
+from fd_jax import bundled
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
+from fd_jax.data.requests import read_requests
 from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.pictures import read_settings
@@ -20,7 +22,7 @@ from tests.conftest import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = "a man <|image|> in the snow"
-FAST = ["--num-steps", "4", "--object-resolution", "28"]
+FAST = ["--num-steps", "4"]
 
 
 @pytest.fixture
@@ -82,6 +84,7 @@ def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
         "solver": "ddim",
         "guidance_scale": "5.0",
         "width": "16",
+        "object_resolution": "28",
         "dtype": "float32",
     }
     assert expected.items() <= settings.items()
@@ -128,6 +131,7 @@ BAD_ARGUMENTS = {
     "alpha": (["--prompt", PROMPT, "--alpha", "0.8"], "alpha is 0.8 and beta is 0.6"),
     "solver": (["--prompt", PROMPT, "--solver", "euler"], "solver is 'euler'"),
     "images": (["--prompt", PROMPT, "--num-images", "0"], "num_images is 0"),
+    "no tdm": (["--prompt", PROMPT], "but no tdm"),
     "file and images": (["--prompt-file", "x", "--num-images", "2"], "--num-images goes with"),
     "no such file": (["--prompt-file", "nowhere.jsonl"], "nowhere.jsonl"),
     "no such photograph": (["--prompt", PROMPT, "--reference", "nobody.jpg"], "nobody.jpg"),
@@ -137,9 +141,10 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 @pytest.mark.usefixtures("reads_nothing")
-def test_bad_arguments_are_named(run, tmp_path, case):
+def test_bad_arguments_are_named(run, paths, tmp_path, case):
     arguments, message = BAD_ARGUMENTS[case]
-    status, _, shown = run(*arguments, "--output", tmp_path)
+    checkpoints = [path for path in paths if case != "no tdm" or not path.startswith("--tdm")]
+    status, _, shown = run(*arguments, "--output", tmp_path, checkpoints=checkpoints)
     assert status != 0
     assert message in shown
     assert "Traceback" not in shown
@@ -241,6 +246,66 @@ def test_prompt_file(run, people, tmp_path):
     single = tmp_path / "single"
     run("--prompt", PROMPT, "--reference", people[0], "--seed", 3, "--output", single)
     assert np.abs(pixels(single / "0000.png").astype(int) - first).max() <= 1
+
+
+def test_traces_of_a_prompt_file(run, people, tmp_path):
+    """They stand beside their pictures; what of the two is missing is made."""
+    lines = [
+        {"prompt": PROMPT, "references": [str(path)], "output": f"{name}.png"}
+        for name, path in zip("abc", people, strict=False)
+    ]
+    file, out = write_lines(tmp_path / "prompts.jsonl", *lines), tmp_path / "out"
+    arguments = "--prompt-file", file, "--output", out
+    status, printed, _ = run(*arguments)
+    assert status == 0
+    stamps = {path.name: path.stat().st_mtime_ns for path in out.glob("?.png")}
+    assert sorted(stamps) == ["a.png", "b.png", "c.png"]
+
+    status, printed, _ = run(*arguments, "--trace")
+    assert status == 0
+    assert "made 3 pictures" in printed
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [
+        *("a.png", "a_trace.png", "b.png", "b_trace.png", "c.png", "c_trace.png"),
+        "contact_sheet.png",
+    ]
+    assert {name: (out / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert read_settings(out / "b_trace.png") == read_settings(out / "b.png")
+    status, printed, _ = run(*arguments, "--trace")
+    assert "nothing to make" in printed
+
+    expected = tmp_path / "prompt"
+    run("--prompt", PROMPT, "--reference", people[1], "--trace", "--output", expected)
+    difference = pixels(out / "b_trace.png").astype(int) - pixels(expected / "0000_trace.png")
+    assert np.mean(np.abs(difference) > 2) < 0.01  # a pixel of the mask may flip
+
+
+@pytest.mark.usefixtures("bundled_models")
+def test_without_models_those_of_the_package_are_sampled(run, people, tmp_path):
+    """And without a prompt, the examples."""
+    out = tmp_path / "out"
+    status, printed, shown = run("--trace", "--output", out, checkpoints=[])
+    assert status == 0, shown
+    assert printed.count("bundled models: 64 px") == 1
+    assert "made 12 pictures" in printed
+    requests, _ = read_requests(bundled.PROMPTS)
+    names = {request.output for request in requests}
+    traces = {name.replace(".png", "_trace.png") for name in names}
+    assert {path.name for path in out.iterdir()} == names | traces | {"contact_sheet.png"}
+    settings = read_settings(out / "01_brick_wall.png")
+    assert settings["models"] == "bundled"
+    assert "sdm" not in settings
+
+    arguments = "--prompt", PROMPT, "--reference", people[0], "--output", tmp_path / "other"
+    status, printed, _ = run(*arguments, checkpoints=[])
+    assert status == 0
+    assert printed.count("bundled models: 64 px") == 1
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["0000.png"]
+
+
+def test_nothing_is_said_of_models_that_were_given(run, people, tmp_path):
+    _, printed, _ = run("--prompt", PROMPT, "--reference", people[0], "--output", tmp_path)
+    assert "bundled" not in printed
 
 
 def run_two_processes(arguments: list[str], folder: pathlib.Path) -> None:

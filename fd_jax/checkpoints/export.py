@@ -4,8 +4,8 @@
 
 OUT/pytorch_model.bin (or OUT/model.safetensors) is a flat file as the released training saves it,
 for the released code and for `sample.py --sdm OUT`; OUT/diffusers a Stable Diffusion that diffusers
-reads, and OUT/clip, of an SDM, the image encoder for transformers. Of a run that trained the
-autoencoder alone there is nothing but OUT/vae, for diffusers.
+reads, and OUT/clip, of an SDM, the image encoder for transformers. Of a run that trained a part
+alone there is nothing but OUT/vae, for diffusers, or OUT/clip.
 """
 
 import argparse
@@ -17,14 +17,20 @@ from typing import Literal, get_args
 
 import jax
 
-from fd_jax.checkpoints import store
 from fd_jax.checkpoints.folders import write_folder, write_stable_diffusion
 from fd_jax.checkpoints.lazy_tensor import CheckpointError
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
-from fd_jax.checkpoints.run_model import RunModel, read_model
+from fd_jax.checkpoints.run_model import ALONE, RunModel, read_model
 from fd_jax.checkpoints.torch_files import write_safetensors
 from fd_jax.checkpoints.torch_writer import write_torch
-from fd_jax.checkpoints.writing import DTYPES, cast, check_out, whole_folder
+from fd_jax.checkpoints.writing import (
+    DTYPES,
+    cast,
+    check_out,
+    named_dtype,
+    read_float32,
+    whole_folder,
+)
 from fd_jax.errors import InputError
 from fd_jax.types import Params
 
@@ -58,25 +64,26 @@ def export(
         InputError: The run cannot be read, or the folder not written.
     """
     out = Path(out).absolute()
-    for name, value, known in (
-        ("dtype", dtype, tuple(DTYPES)),
-        ("format", flat_format, get_args(Format)),
-    ):
-        if value not in known:
-            raise CheckpointError(f"{name} is {value!r}, expected one of {known}")
+    kind = named_dtype(dtype)
+    if flat_format not in get_args(Format):
+        raise CheckpointError(f"format is {flat_format!r}, expected one of {get_args(Format)}")
     check_out(out, _WRITTEN, overwrite=overwrite)
-    model, params = read_run(run, ema=ema, step=step, dtype=dtype)
+    model = read_model(run)
+    params = read_float32(run, ema=ema, step=step)
+    params = {part: cast(leaves, kind, part) for part, leaves in params.items()}
     with whole_folder(out) as new:
-        if model.kind == "vae":
-            write_folder("vae", new / "vae", params["vae"], model.configs.vae.to_json())
-        else:
+        if model.kind not in ALONE:
             _write_whole(new, model, params, flat_format)
+        for part, name in (("vae", "vae"), ("image_encoder", "clip")):
+            if ALONE.get(model.kind) == part or (model.kind == "sdm" and name == "clip"):
+                config = getattr(model.configs, part).to_json()
+                write_folder(part, new / name, params[part], config)
 
 
 def _write_whole(
     new: Path, model: RunModel, params: dict[str, Params], flat_format: Format | str
 ) -> None:
-    """Writes a TDM or an SDM: the flat file, and the folders."""
+    """Writes a TDM or an SDM: the flat file, and the folder of diffusers."""
     parts = SDM_PARTS if model.kind == "sdm" else TDM_PARTS
     path = new / _FLAT[flat_format]
     tensors = chain(released_tensors(parts, params), position_ids(parts, model.configs))
@@ -85,9 +92,6 @@ def _write_whole(
     else:
         write_safetensors(path, dict(tensors), {"format": "pt"})
     write_stable_diffusion(new / "diffusers", params, model.configs, model.schedule)
-    if model.kind == "sdm":
-        config = model.configs.image_encoder.to_json()
-        write_folder("image_encoder", new / "clip", params["image_encoder"], config)
 
 
 def main() -> None:

@@ -12,14 +12,16 @@ from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig,
 from fd_jax.schedule import ScheduleConfig
 
 _FILE = "model.json"
+ALONE = {"vae": "vae", "encoder": "image_encoder"}  # parts that a run may train alone, by its kind
 
 
 class RunModel(NamedTuple):
     """What a run trains."""
 
-    kind: Literal["sdm", "tdm", "vae"]
+    kind: Literal["sdm", "tdm", "vae", "encoder"]
     configs: Configs  # of a TDM, with those of an image encoder that would fit
-    schedule: ScheduleConfig  # of a VAE, as all configs but its own, a default that says nothing
+    schedule: ScheduleConfig
+    # Of a part that is trained alone, all but its own config are defaults that say nothing.
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -33,8 +35,8 @@ def write_model(run: str | os.PathLike, model: RunModel) -> None:
     content = {**configs, "scheduler": model.schedule.to_json()}
     if model.kind == "tdm":
         del content["image_encoder"]
-    elif model.kind == "vae":
-        content = {"vae": configs["vae"]}
+    elif (part := ALONE.get(model.kind)) is not None:
+        content = {part: configs[part]}
     if jax.process_index() == 0:
         write_json(Path(run) / _FILE, {"kind": model.kind, **content})
 
@@ -49,8 +51,8 @@ def read_model(run: str | os.PathLike) -> RunModel:
     path = Path(run) / _FILE
     content = read_json(path)
     kind = content.get("kind")
-    if kind not in ("sdm", "tdm", "vae"):
-        raise CheckpointError(f"{path}: kind is {kind!r}, expected 'sdm', 'tdm' or 'vae'")
+    if kind not in (kinds := ("sdm", "tdm", *ALONE)):
+        raise CheckpointError(f"{path}: kind is {kind!r}, expected one of {kinds}")
 
     def section(name: str) -> dict[str, Any]:
         if not isinstance(found := content.get(name), dict):
@@ -60,9 +62,10 @@ def read_model(run: str | os.PathLike) -> RunModel:
     def config(cls: type, name: str) -> Any:
         return cls.from_json(section(name), f"{path}: {name}")
 
+    if (part := ALONE.get(kind)) is not None:
+        cls = {"vae": VAEConfig, "image_encoder": CLIPVisionConfig}[part]
+        return RunModel(kind, Configs(**{part: config(cls, part)}), ScheduleConfig())
     vae = config(VAEConfig, "vae")
-    if kind == "vae":
-        return RunModel(kind, Configs(vae=vae), ScheduleConfig())
     text = config(CLIPTextConfig, "text_encoder")
     if kind == "sdm":
         vision = config(CLIPVisionConfig, "image_encoder")

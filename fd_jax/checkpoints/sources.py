@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fd_jax import bundled
 from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
 from fd_jax.checkpoints.lazy_tensor import CheckpointError
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
@@ -32,6 +33,37 @@ class Sources(NamedTuple):
     image_encoder: str | os.PathLike | None = None
 
 
+def bundle_sources(folder: str | os.PathLike) -> Sources:
+    """Returns the paths in a folder that `fd_jax.checkpoints.bundle` writes."""
+    folder = Path(folder)
+    files = folder / "sdm.safetensors", folder / "tdm.safetensors"
+    return Sources(*files, folder / "base", folder / "clip")
+
+
+def find_sources(
+    sdm: str | os.PathLike | None,
+    tdm: str | os.PathLike | None,
+    base: str | os.PathLike | None,
+    image_encoder: str | os.PathLike | None,
+) -> Sources:
+    """Returns the sources that were given, or where none was, those of the bundled models.
+
+    Raises:
+        InputError: The SDM or the TDM is missing while another source was given.
+    """
+    given = {"sdm": sdm, "tdm": tdm, "base": base, "image_encoder": image_encoder}
+    given = {name: path for name, path in given.items() if path is not None}
+    if not given:
+        return bundle_sources(bundled.DEMO)
+    if missing := [name for name in ("sdm", "tdm") if name not in given]:
+        found = ", ".join(f"{name} {path}" for name, path in given.items())
+        raise CheckpointError(
+            f"given is {found}, but no {' and no '.join(missing)}: expected both models, or "
+            "nothing at all for those of the package"
+        )
+    return Sources(**given)
+
+
 def read_sizes(sources: Sources) -> tuple[Configs, ScheduleConfig]:
     """Returns the sizes of all networks and the noise schedule, on which all sources agree.
 
@@ -56,16 +88,16 @@ def read_sizes(sources: Sources) -> tuple[Configs, ScheduleConfig]:
     if base is not None:
         # Its image encoder is a guess, if none was given.
         found, expected = ({**c._asdict(), "image_encoder": None} for c in (base[0], configs))
-        _check_same(sources.base, found, expected)
+        check_same(sources.base, found, expected)
         if sdm is None or tdm is None:
-            _check_same(sources.base, {"scheduler": base[1]}, {"scheduler": schedule})
+            check_same(sources.base, {"scheduler": base[1]}, {"scheduler": schedule})
     if sources.image_encoder is not None:
         path = Path(sources.image_encoder, "config.json")
         vision = CLIPVisionConfig.from_json(read_json(path), str(path))
-        _check_same(path, vision, configs.image_encoder)
+        check_same(path, vision, configs.image_encoder)
     if tdm is not None:
         found = {"unet": tdm.configs.unet, "scheduler": tdm.schedule}
-        _check_same(sources.tdm, found, {"unet": configs.unet, "scheduler": schedule})
+        check_same(sources.tdm, found, {"unet": configs.unet, "scheduler": schedule})
     return configs, schedule
 
 
@@ -78,7 +110,8 @@ def _read_run(path: str | os.PathLike, kind: str) -> RunModel | None:
     return model
 
 
-def _check_same(where: str | os.PathLike, found: Any, expected: Any) -> None:
+def check_same(where: str | os.PathLike, found: Any, expected: Any) -> None:
+    """Raises CheckpointError if configs, by part or alone, are not those of the SDM."""
     changed = [
         f"{name} is {new!r}, expected {old!r}"
         for name, (old, new) in differences(to_json(expected), to_json(found)).items()

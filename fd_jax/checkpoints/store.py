@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from fd_jax.checkpoints import arrays
 from fd_jax.checkpoints.lazy_tensor import CheckpointError, file_errors
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
-from fd_jax.checkpoints.run_model import is_run, read_model
+from fd_jax.checkpoints.run_model import ALONE, is_run, read_model
 from fd_jax.checkpoints.steps import (
     EMA,
     META,
@@ -254,7 +254,7 @@ def read_params(
     if not is_run(run):
         raise CheckpointError(f"{run} is no folder of a training run")
     run, kind = Path(run).absolute(), read_model(run).kind
-    parts = {"sdm": SDM_PARTS, "tdm": TDM_PARTS, "vae": ("vae",)}[kind]
+    parts = {"sdm": SDM_PARTS, "tdm": TDM_PARTS}.get(kind) or (ALONE[kind],)
     wanted = list(parts) if wanted is None else list(wanted)
     if unknown := [part for part in wanted if part not in parts]:
         raise CheckpointError(f"{run} trains a {kind}, which has no {unknown}")

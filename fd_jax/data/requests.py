@@ -42,6 +42,11 @@ class Request(NamedTuple):
     output: str  # file name that no other request of the file has, in any letters' case
     negative_prompt: str
 
+    @property
+    def trace(self) -> str:
+        """File name of the drawing of what the models did."""
+        return f"{Path(self.output).stem}_trace.png"
+
 
 class BadLine(NamedTuple):
     """A line of a prompt file that holds no usable request."""
@@ -50,7 +55,9 @@ class BadLine(NamedTuple):
     reason: str
 
 
-def read_requests(path: str | os.PathLike) -> tuple[list[Request], list[BadLine]]:
+def read_requests(
+    path: str | os.PathLike, *, traces: bool = False
+) -> tuple[list[Request], list[BadLine]]:
     """Returns the requests of a prompt file, and the lines that hold none with the reason.
 
     A line is a JSON object such as
@@ -61,6 +68,10 @@ def read_requests(path: str | os.PathLike) -> tuple[list[Request], list[BadLine]
     line 1 if absent) and `negative_prompt`. Without `references` the prompt has no subject. Their
     paths start at the folder of the prompt file. Blank lines and those that start with # are
     skipped.
+
+    Args:
+        path: The prompt file.
+        traces: Whether each picture's trace needs a name of its own, too.
 
     Raises:
         RequestError: The file is missing or cannot be read.
@@ -80,16 +91,12 @@ def read_requests(path: str | os.PathLike) -> tuple[list[Request], list[BadLine]
             continue
         try:
             request = _request(line, _decode(text), path.parent, is_file)
-            # macOS and Windows take names for one that differ in case or in how accents are coded.
-            name = unicodedata.normalize("NFC", request.output.casefold())
-            if name in line_of_name:
-                raise RequestError(
-                    f"output {request.output!r} is that of line {line_of_name[name]} already"
-                )
+            names = {"output": request.output} | ({"trace": request.trace} if traces else {})
+            claimed = [_claim(kind, name, line_of_name) for kind, name in names.items()]
         except RequestError as error:
             bad_lines.append(BadLine(line, str(error)))
         else:
-            line_of_name[name] = line
+            line_of_name |= dict.fromkeys(claimed, line)
             requests.append(request)
     return requests, bad_lines
 
@@ -175,10 +182,18 @@ def _file_name(name: str) -> str:
             f"output is {name!r:.80}, expected a plain file name, without folder, .. or control "
             "characters"
         )
-    name = name if name.lower().endswith(".png") else f"{name}.png"
+    return name if name.lower().endswith(".png") else f"{name}.png"
+
+
+def _claim(kind: str, name: str, line_of_name: dict[str, int]) -> str:
+    """Returns what stands for a file's name, which no line before has taken."""
     if (size := len(name.encode())) > _MAX_NAME:
-        raise RequestError(f"output {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
-    return name
+        raise RequestError(f"{kind} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
+    # macOS and Windows take names for one that differ in case or in how accents are coded.
+    key = unicodedata.normalize("NFC", name.casefold())
+    if key in line_of_name:
+        raise RequestError(f"{kind} {name!r} is that of line {line_of_name[key]} already")
+    return key
 
 
 def _kind(value: Any) -> str:

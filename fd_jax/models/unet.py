@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -131,6 +132,7 @@ class UNet(nnx.Module):
         """
         return self.with_maps(x, t, context, ())[0]
 
+    @jax.named_scope("unet")
     def with_maps(
         self, x: Latents, t: Int[Array, " b"], context: Context, levels: Collection[str]
     ) -> tuple[Latents, dict[str, AttentionMap]]:

@@ -11,7 +11,7 @@ from fd_jax import params, sharding
 from fd_jax.checkpoints import store
 from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
 from fd_jax.checkpoints.released import SDM_PARTS, load_released, parts_in
-from fd_jax.checkpoints.run_model import is_run, read_model
+from fd_jax.checkpoints.run_model import ALONE, is_run, read_model
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.config import CLIPVisionConfig, Configs
 from fd_jax.errors import InputError
@@ -46,13 +46,14 @@ def read_sizes(init: InitConfig, model: ModelConfig | None) -> Sizes:
         where = init.checkpoint
         stored = read_model(init.checkpoint)
         configs, schedule = stored.configs, stored.schedule
-        if stored.kind == "vae":  # which has nothing else
+        if (part := ALONE.get(stored.kind)) is not None:  # it has nothing else
             if own is None:
                 raise InputError(
-                    f"{where} trains a vae, which gives no sizes of the other networks: expected a "
-                    "config with sizes in `model`"
+                    f"{where} trains a part, {part}, and gives no sizes of the other networks: "
+                    "expected a config with sizes in `model`"
                 )
-            configs, schedule = own.configs._replace(vae=configs.vae), own.schedule
+            configs = own.configs._replace(**{part: getattr(configs, part)})
+            schedule = own.schedule
         elif stored.kind == "tdm":  # which has no image encoder
             if init.image_encoder is not None:
                 path = init.image_encoder / "config.json"

@@ -132,7 +132,7 @@ class Model:
         """Returns the FLOPs of a step: of the model, not those of doing some of it twice."""
         networks = make_networks(self.sizes.configs, dtype=self.networks.dtype, attention="plain")
         objective = self._objective(networks)
-        batch = _abstract_batch(self.config.data)
+        batch = abstract_batch(self.config.data)
         draws = jax.eval_shape(objective.draw, jax.random.key(0), batch)
 
         def gradient(trained: Flat, frozen: Flat, batch: Batch, draws: Any) -> Flat:
@@ -145,7 +145,7 @@ class Model:
         return count_flops(gradient, state.params, frozen, batch, draws)
 
 
-def _abstract_batch(data: DataConfig) -> Batch:
+def abstract_batch(data: DataConfig) -> Batch:
     """The shapes of a batch."""
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:

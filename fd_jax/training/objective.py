@@ -11,28 +11,29 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from fd_jax.conditioning.encode import embed_subjects
 from fd_jax.data.examples import Example
 from fd_jax.errors import InputError
-from fd_jax.losses import denoising, localization, reconstruction
+from fd_jax.losses import appearance, denoising, localization, reconstruction
 from fd_jax.networks import Networks
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.settings import Settings, nearest
 from fd_jax.types import (
-    Context,
     HasSubject,
     Images,
     Latents,
     Params,
+    SubjectEmbeds,
     SubjectIndex,
     SubjectPixels,
     Tokens,
 )
 
 Metrics = dict[str, Float[Array, ""]]
-Kind = Literal["tdm", "sdm", "vae"]
+Kind = Literal["tdm", "sdm", "vae", "encoder"]
 
 PARTS = {
     "tdm": ("unet", "vae", "text_encoder"),
     "sdm": ("unet", "vae", "text_encoder", "image_encoder", "subject_fusion"),
     "vae": ("vae",),
+    "encoder": ("image_encoder",),
 }
 
 
@@ -42,7 +43,8 @@ class ObjectiveConfig(Settings):
 
     kind: Kind = "sdm"
     """tdm: scenes, from the text alone. sdm: persons, whose photographs augment the text.
-    vae: the autoencoder alone, which TDM and SDM then begin with and share."""
+    vae: the autoencoder alone, which TDM and SDM then begin with and share. encoder: the image
+    encoder alone, by the appearance loss, for an SDM to begin with."""
     mask_probability: float = 0.5
     """How often the noise loss of a batch counts the subjects' pixels alone (sdm)."""
     absent: denoising.Absent = "whole"
@@ -52,6 +54,8 @@ class ObjectiveConfig(Settings):
     """Of the localization loss (sdm)."""
     localization_levels: tuple[str, ...] = localization.LEVELS
     """Levels of the UNet whose cross-attention the localization loss looks at."""
+    appearance_weight: float = 0.0
+    """Of the appearance loss, for an image encoder that is trained from scratch (sdm)."""
     min_snr_gamma: float | None = None
     """Gamma of min-SNR weighting (arXiv:2303.09556), 5 as a rule; none by default."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
@@ -64,8 +68,8 @@ class ObjectiveConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         self.require("mask_probability", 0, 1)
-        for name in ("localization_weight", "reconstruction_weight", "divergence_weight"):
-            self.require(name, 0)
+        for name in ("localization", "appearance", "reconstruction", "divergence"):
+            self.require(f"{name}_weight", 0)
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise InputError(f"min_snr_gamma is {self.min_snr_gamma}, expected more than 0")
 
@@ -162,6 +166,10 @@ class Objective:
         that brings them to unit variance is one over it.
         """
         config, is_vae = self.config, self.config.kind == "vae"
+        if config.kind == "encoder":
+            encoder = self.networks.image_encoder.bind(params["image_encoder"])
+            loss = self._appearance(embed_subjects(encoder, inputs.subject_pixels), inputs).mean()
+            return loss, {"loss": loss}
         vae = self.networks.vae.bind(params["vae"])
         posterior = vae.encode(inputs.image)
         z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * draws.posterior_noise
@@ -176,6 +184,7 @@ class Objective:
         weights = {
             "denoising_loss": 1.0,
             "localization_loss": config.localization_weight,
+            "appearance_loss": config.appearance_weight,
             "reconstruction_loss": config.reconstruction_weight,
             "divergence": config.divergence_weight,
         }
@@ -196,7 +205,12 @@ class Objective:
         x = wide[0] * latents + wide[1] * draws.noise
 
         text = self.networks.text_encoder.bind(params["text_encoder"])(inputs.input_ids)
-        context = self._augment(params, text, inputs) if is_sdm else text
+        context, subjects = text, None
+        if is_sdm:
+            encoder = self.networks.image_encoder.bind(params["image_encoder"])
+            fusion = self.networks.subject_fusion.bind(params["subject_fusion"])
+            subjects = embed_subjects(encoder, inputs.subject_pixels)
+            context = fusion(text, subjects, inputs.subject_token_index, inputs.has_subject)
         unet = self.networks.unet.bind(params["unet"])
         localizes = is_sdm and config.localization_weight > 0
         levels = config.localization_levels if localizes else ()
@@ -218,14 +232,24 @@ class Objective:
         if localizes:
             where = inputs.subject_masks, inputs.subject_token_index, inputs.has_subject
             losses["localization_loss"] = localization.localization_loss(maps, *where)
+        if is_sdm and config.appearance_weight > 0:
+            losses["appearance_loss"] = self._appearance(subjects, inputs)
         return losses
 
-    def _augment(self, params: dict[str, Params], text: Context, inputs: Inputs) -> Context:
-        """Writes the subjects into their words."""
-        encoder = self.networks.image_encoder.bind(params["image_encoder"])
-        fusion = self.networks.subject_fusion.bind(params["subject_fusion"])
-        subjects = embed_subjects(encoder, inputs.subject_pixels)
-        return fusion(text, subjects, inputs.subject_token_index, inputs.has_subject)
+    def _appearance(self, subjects: SubjectEmbeds, inputs: Inputs) -> Float[Array, " b"]:
+        return appearance.appearance_loss(
+            subjects, inputs.image, inputs.subject_masks, inputs.has_subject
+        )
+
+
+def check_embeds(config: ObjectiveConfig, dim: int) -> None:
+    """Raises InputError if an image encoder's embeddings are too short for the appearance loss."""
+    is_used = config.kind == "encoder" or (config.kind == "sdm" and config.appearance_weight > 0)
+    if is_used and dim < appearance.SIZE:
+        raise InputError(
+            f"projection_dim of the image encoder is {dim}, expected at least {appearance.SIZE} "
+            "for the appearance loss"
+        )
 
 
 def check_levels(config: ObjectiveConfig, attending: tuple[str, ...]) -> None:

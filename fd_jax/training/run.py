@@ -25,7 +25,7 @@ from fd_jax.training.feed import Feed
 from fd_jax.training.initialize import Sizes, read_sizes
 from fd_jax.training.loop import Loop, Tools
 from fd_jax.training.model import Model
-from fd_jax.training.objective import check_levels
+from fd_jax.training.objective import check_embeds, check_levels
 from fd_jax.training.optimizer import learning_rate
 from fd_jax.training.preview import Preview, Reconstructions
 
@@ -97,9 +97,12 @@ def _check(config: TrainConfig, mesh: Mesh) -> None:
             f"data.batch_size is {config.data.batch_size}, expected a multiple of {parts}: "
             f"{mesh.size} devices times {config.compute.accumulation}, compute.accumulation"
         )
-    if config.objective.kind == "sdm" and config.data.max_subjects < 1:
-        raise InputError("data.max_subjects is 0, expected at least 1 for an sdm")
-    if config.objective.kind == "vae" and config.preview.prompts:
+    kind = config.objective.kind
+    if kind in ("sdm", "encoder") and config.data.max_subjects < 1:
+        raise InputError(f"data.max_subjects is 0, expected at least 1 for an {kind}")
+    if kind == "encoder" and config.preview.prompts + config.preview.references:
+        raise InputError("preview is not empty, expected no preview: an encoder makes no pictures")
+    if kind == "vae" and config.preview.prompts:
         raise InputError(
             f"preview.prompts is {config.preview.prompts}, expected none for a vae: it makes "
             "preview.references again"
@@ -116,6 +119,7 @@ def _sizes(config: TrainConfig) -> Sizes:
         schedule = dataclasses.replace(sizes.schedule, prediction_type=kind)
         sizes = sizes._replace(schedule=schedule)
     check_levels(config.objective, sizes.configs.unet.attending_levels)
+    check_embeds(config.objective, sizes.configs.image_encoder.projection_dim)
     unit = sizes.configs.vae.downscale * sizes.configs.unet.downscale
     if config.data.resolution % unit:
         raise InputError(

@@ -66,7 +66,8 @@ def make_train_step(
     dtype = objective.networks.dtype
 
     def loss(trained: Flat, frozen: Flat, batch: Batch, draws: Draws):
-        return objective(bind(trained, frozen, mesh, dtype), to_inputs(batch.examples), draws)
+        with sharding.on_mesh(mesh):
+            return objective(bind(trained, frozen, mesh, dtype), to_inputs(batch.examples), draws)
 
     gradient = jax.grad(loss, has_aux=True)
 
@@ -116,7 +117,9 @@ def make_eval_step(
     def eval_step(trained: Flat, frozen: Flat, batch: Batch, key: Key[Array, ""]) -> Metrics:
         draws = objective.draw(key, batch)
         draws = draws._replace(use_mask=jnp.zeros_like(draws.use_mask))
-        return objective(bind(trained, frozen, mesh, dtype), to_inputs(batch.examples), draws)[1]
+        with sharding.on_mesh(mesh):
+            model = bind(trained, frozen, mesh, dtype)
+            return objective(model, to_inputs(batch.examples), draws)[1]
 
     return eval_step
 

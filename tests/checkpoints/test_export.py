@@ -103,6 +103,15 @@ def test_of_an_autoencoder_alone_there_is_nothing_but_its_folder(params, abstrac
     assert VAEConfig.from_json(read_json(path), str(path)) == TINY.vae
 
 
+def test_an_image_encoder_alone_is_a_folder_that_an_sdm_begins_with(params, abstract, tmp_path):
+    part = {"image_encoder": params["sdm"]["image_encoder"]}
+    out = tmp_path / "out"
+    export(write_run(tmp_path / "run", "encoder", part, TINY), out)
+    assert [path.name for path in out.iterdir()] == ["clip"]
+    loaded, _ = load_folder("image_encoder", out / "clip", abstract["image_encoder"], place())
+    assert_same(loaded, part["image_encoder"])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_all_numbers_are_in_the_dtype_asked_for(runs, params, abstract, tmp_path, dtype):
     export(runs["sdm"], tmp_path / "out", dtype=dtype)

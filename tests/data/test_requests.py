@@ -225,3 +225,22 @@ def test_each_photograph_is_looked_for_once(read, tmp_path, monkeypatch):
     requests, [] = read(*[line] * 100)
     assert len(requests) == 100
     assert asked == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+
+
+def test_traces_need_names_too(tmp_path):
+    names = "a.png", "a_trace.png", "B_TRACE.png", "b.PNG", "c" * 250 + ".png"
+    lines = [json.dumps({"prompt": "snow", "output": name}) for name in names]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(lines))
+    requests, bad_lines = read_requests(path)
+    assert [request.output for request in requests] == list(names)
+    assert [request.trace for request in requests][:2] == ["a_trace.png", "a_trace_trace.png"]
+    assert bad_lines == []
+
+    requests, bad_lines = read_requests(path, traces=True)
+    assert [request.output for request in requests] == ["a.png", "B_TRACE.png"]
+    assert [bad_line.reason[:60] for bad_line in bad_lines[:2]] == [
+        "output 'a_trace.png' is that of line 1 already",
+        "trace 'b_trace.png' is that of line 3 already",
+    ]
+    assert bad_lines[2].reason.endswith("has 260 bytes, expected 255 at most")

@@ -53,7 +53,9 @@ def test_an_autoencoder_is_completed_by_the_model_of_the_config(vae):
 
 
 def test_an_autoencoder_without_a_model_is_refused(vae):
-    with pytest.raises(InputError, match=r"vae trains a vae.* expected a config with sizes in `mo"):
+    with pytest.raises(
+        InputError, match=r"vae trains a part, vae.* expected a config with sizes in `m"
+    ):
         read_sizes(InitConfig(checkpoint=vae), None)
 
 

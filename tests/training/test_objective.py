@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,18 @@ import pytest
 from untrained import fast_jit
 
 from fd_jax import params
+from fd_jax.demo_checkpoints import random_params
 from fd_jax.errors import InputError
-from fd_jax.training.objective import Batch, ObjectiveConfig, check_levels, to_inputs
+from fd_jax.networks import make_networks
+from fd_jax.training.objective import (
+    PARTS,
+    Batch,
+    ObjectiveConfig,
+    check_embeds,
+    check_levels,
+    to_inputs,
+)
+from tests.conftest import TINY
 from tests.training.conftest import make_objective, random_batch, to_jax
 
 KEY = jax.random.key(1)
@@ -157,3 +169,35 @@ def test_levels_must_have_cross_attention():
     with pytest.raises(InputError, match="is empty"):
         check_levels(ObjectiveConfig(localization_levels=()), ("mid_block",))
     check_levels(ObjectiveConfig(kind="tdm"), ("mid_block",))
+
+
+WIDE = TINY._replace(
+    text_encoder=dataclasses.replace(TINY.text_encoder, hidden_size=96),
+    image_encoder=dataclasses.replace(TINY.image_encoder, projection_dim=96),
+    unet=dataclasses.replace(TINY.unet, cross_attention_dim=96),
+)
+
+
+def test_an_encoder_alone_needs_nothing_else():
+    """Its loss is the SDM's appearance loss."""
+    networks = make_networks(WIDE)
+    leaves = params.flat(
+        {part: random_params(getattr(networks, part).abstract, 0, part) for part in PARTS["sdm"]}
+    )
+    encoder = {path: leaf for path, leaf in leaves.items() if path.startswith("image_encoder/")}
+    batch = random_batch(3)
+    alone = losses(encoder, batch, kind="encoder", configs=WIDE)
+    assert set(alone) == {"loss"}
+    plain = losses(leaves, batch, configs=WIDE)
+    both = losses(leaves, batch, configs=WIDE, appearance_weight=2.0)
+    assert both["appearance_loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert both["loss"] == pytest.approx(plain["loss"] + 2 * alone["loss"], rel=1e-5)
+    assert "appearance_loss" not in plain
+
+
+def test_short_embeddings_are_refused():
+    check_embeds(ObjectiveConfig(kind="encoder"), 96)
+    check_embeds(ObjectiveConfig(kind="sdm"), 32)
+    for config in (ObjectiveConfig(kind="encoder"), ObjectiveConfig(appearance_weight=0.1)):
+        with pytest.raises(InputError, match="projection_dim of the image encoder is 95"):
+            check_embeds(config, 95)

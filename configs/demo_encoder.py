@@ -1,0 +1,45 @@
+"""A small image encoder, from random numbers, for two CPU cores: before the SDM.
+
+    python train.py --config configs/demo_encoder.py --workdir runs/demo_encoder --data.root SCENES
+    python -m fd_jax.checkpoints.export runs/demo_encoder outputs/encoder
+
+It learns to tell colours and shapes of a subject from a photograph of it, whatever is behind. An
+SDM that begins with it (`--init.image-encoder outputs/encoder/clip`) has something to learn from
+its first step on; CLIP's encoder, which the paper's SDM begins with, has learnt more.
+"""
+
+import dataclasses
+
+from configs.demo_vae import COMPUTE, MODEL
+from fd_jax.data.loader import DataConfig
+from fd_jax.training.config import LoopConfig, TrainConfig
+from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.optimizer import OptimizerConfig
+
+# Of this run and of the SDM.
+DATA = DataConfig(
+    batch_size=16,
+    resolution=64,
+    object_resolution=64,
+    max_subjects=2,
+    caption_drop_prob=0.1,
+    augment=False,
+    crops="portrait",
+    flip=False,
+    num_threads=2,
+)
+
+CONFIG = TrainConfig(
+    objective=ObjectiveConfig(kind="encoder"),
+    model=MODEL,
+    data=dataclasses.replace(DATA, batch_size=64, caption_drop_prob=0.0, subject_keep_prob=1.0),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        ema_decay=0.99,
+        train=(("image_encoder/", 1.0),),
+    ),
+    compute=COMPUTE,
+    loop=LoopConfig(num_steps=1500, seed=0, checkpoint_every=250, eval_every=250, eval_batches=4),
+)

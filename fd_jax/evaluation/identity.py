@@ -1,0 +1,168 @@
+"""Whether a picture shows the person of a photograph, as two networks see it."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from fd_jax import sharding
+from fd_jax.data.photographs import subject_pixels
+from fd_jax.errors import InputError
+from fd_jax.evaluation.grid import Pixels
+from fd_jax.networks import make_networks
+from fd_jax.pipeline import FaceDiffuser
+
+# Where one of two people is: those of the training pictures have their heads within 0.03 to 0.49 of
+# the width (or the mirror image of that), while the neighbour's shoulders reach 0.42; their hair
+# begins 0.26 to 0.36 from the top, which a square of this width at the bottom would cut off.
+WIDTH, HEIGHT = 0.55, 0.75
+
+_BATCH = 64  # views that the tower sees at a time
+
+JUDGES = {"detector": "face_detection_yunet_2023mar.onnx"}
+JUDGES |= {"recognizer": "face_recognition_sface_2021dec.onnx"}
+_JUDGE_SIDE = 320  # in which YuNet finds faces of all the sizes that pictures have
+
+
+def view(picture: Pixels, place: int, count: int) -> Pixels:
+    """Returns the square in which a person is looked for.
+
+    Args:
+        picture: A square picture.
+        place: The person's, from the left.
+        count: How many people there are: one, who is the whole picture, or two, each of whom is a
+            part that stands on the bottom. It is as high as people are, and made as wide by
+            repeating its outermost columns, so that a head is as large in it as in a photograph.
+    """
+    if count == 1:
+        return picture
+    side = len(picture)
+    width, height = round(WIDTH * side), round(HEIGHT * side)
+    left = 0 if place == 0 else side - width
+    part = picture[side - height :, left : left + width]
+    before = (height - width) // 2
+    return np.pad(part, ((0, 0), (before, height - width - before), (0, 0)), "edge")
+
+
+class Tower:
+    """The SDM's own image encoder. What it knows of a person is what the SDM was told.
+
+    Args:
+        pipe: Both models.
+        photographs: The references.
+    """
+
+    def __init__(self, pipe: FaceDiffuser, photographs: Sequence[Pixels]):
+        encoder = make_networks(pipe.configs, dtype=pipe.dtype).image_encoder
+        self._mesh, self._side = pipe.mesh, pipe.configs.image_encoder.image_size
+        self._params = pipe.programs.params.image_encoder
+        self._encode = jax.jit(lambda params, pixels: encoder.bind(params)(pixels))
+        embeds = self._embed(photographs)
+        # All embeddings have much in common, which says that there is a person, not who.
+        self._mean = embeds.mean(axis=0)
+        self._references = _unit(embeds - self._mean)
+
+    def __call__(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n m"]:
+        """Returns the cosine between each view and each reference, less the references' mean."""
+        return _unit(self._embed(views) - self._mean) @ self._references.T
+
+    def _embed(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n d"]:
+        pixels = np.stack([subject_pixels(pixels, self._side) for pixels in views])
+        size = -(-_BATCH // self._mesh.size) * self._mesh.size
+        embeds = []
+        for first in range(0, len(pixels), size):
+            rows = np.arange(first, first + size).clip(max=len(pixels) - 1)
+            batch = sharding.put(pixels[rows], sharding.batched(self._mesh))
+            embeds.append(sharding.fetch(self._encode(self._params, batch)))
+        return np.concatenate(embeds)[: len(pixels)].astype(np.float32)
+
+
+def check_judges(folder: Path) -> None:
+    """Raises InputError if OpenCV or a model is missing."""
+    missing = [name for name in JUDGES.values() if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"judges folder {folder} holds no {' and no '.join(missing)}, expected the models of "
+            "YuNet and SFace from OpenCV's model zoo"
+        )
+    if importlib.util.find_spec("cv2") is None:
+        raise InputError(
+            "judges need OpenCV: pip install opencv-python-headless, or leave --judges out"
+        )
+
+
+class Judge:
+    """A detector and a recognizer of faces that had no part in the models: YuNet and SFace.
+
+    Args:
+        folder: Of both models.
+        photographs: The references.
+        names: Of the references.
+
+    Raises:
+        InputError: OpenCV or a model is missing, or there is no face in a photograph.
+    """
+
+    def __init__(self, folder: Path, photographs: Sequence[Pixels], names: Sequence[str]):
+        check_judges(folder)
+        import cv2  # optional
+
+        if hasattr(cv2, "setLogLevel"):
+            cv2.setLogLevel(2)  # errors
+        detector, recognizer = (str(folder / name) for name in JUDGES.values())
+        self._detector = cv2.FaceDetectorYN.create(detector, "", (_JUDGE_SIDE, _JUDGE_SIDE))
+        self._recognizer = cv2.FaceRecognizerSF.create(recognizer, "")
+        references = []
+        for name, photograph in zip(names, photographs, strict=True):
+            image = _enlarged(photograph)
+            if not (faces := self._faces(image)):
+                raise InputError(f"the judge finds no face in the photograph of {name}")
+            references.append(self._feature(image, faces[0]))
+        self._references = np.stack(references)
+
+    def __call__(self, picture: Pixels, count: int) -> Float[np.ndarray, "count m"]:
+        """Returns the cosine between the face of each person and of each reference.
+
+        Of two people the first is the clearest face in the left half, the second the clearest in
+        the right one. NaN where there is no face.
+        """
+        image = _enlarged(picture)
+        found = np.full((count, len(self._references)), np.nan, np.float32)
+        for face in reversed(self._faces(image)):
+            middle = (face[0] + face[2] / 2) / image.shape[1]
+            place = int(middle * count) if 0 <= middle < 1 else None
+            if place is not None:
+                found[place] = self._references @ self._feature(image, face)
+        return found
+
+    def between_references(self) -> Float[np.ndarray, "m m"]:
+        """Returns the cosine between all references."""
+        return self._references @ self._references.T
+
+    def _faces(self, image: np.ndarray) -> list[np.ndarray]:
+        """Boxes, landmarks and scores of faces, the clearest first."""
+        self._detector.setInputSize(image.shape[1::-1])
+        faces = self._detector.detect(image)[1]
+        return [] if faces is None else sorted(faces, key=lambda face: -face[-1])
+
+    def _feature(self, image: np.ndarray, face: np.ndarray) -> Float[np.ndarray, " d"]:
+        aligned: Any = self._recognizer.alignCrop(image, face)
+        return _unit(self._recognizer.feature(aligned))[0]
+
+
+def _enlarged(pixels: Pixels) -> np.ndarray:
+    """OpenCV's blue, green and red: its SFace turns them round by itself."""
+    image = Image.fromarray(pixels)
+    scale = _JUDGE_SIDE / max(image.size)
+    size = [max(round(length * scale), 1) for length in image.size]
+    return np.ascontiguousarray(np.asarray(image.resize(size, Image.Resampling.LANCZOS))[..., ::-1])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(length, 1e-12)
