@@ -12,7 +12,6 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import pytest
-from trained import write_run
 
 from fd_jax import FaceDiffuser, bundled, sharding
 from fd_jax.checkpoints.bundle import bundle as write_bundle
@@ -20,6 +19,7 @@ from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
 from fd_jax.demo_checkpoints import random_params, write_demo
 from fd_jax.networks import make_networks
+from tests.trained import write_run
 
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")

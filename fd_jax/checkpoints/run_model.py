@@ -65,13 +65,12 @@ def read_model(run: str | os.PathLike) -> RunModel:
     if (part := ALONE.get(kind)) is not None:
         cls = {"vae": VAEConfig, "image_encoder": CLIPVisionConfig}[part]
         return RunModel(kind, Configs(**{part: config(cls, part)}), ScheduleConfig())
-    vae = config(VAEConfig, "vae")
     text = config(CLIPTextConfig, "text_encoder")
     if kind == "sdm":
         vision = config(CLIPVisionConfig, "image_encoder")
     else:
         vision = CLIPVisionConfig(projection_dim=text.hidden_size)
-    configs = Configs(config(UNetConfig, "unet"), vae, text, vision)
+    configs = Configs(config(UNetConfig, "unet"), config(VAEConfig, "vae"), text, vision)
     configs.check()
     schedule = schedule_from_json(section("scheduler"), f"{path}: scheduler")
     return RunModel(kind, configs, schedule)
