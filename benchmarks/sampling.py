@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from benchmarks.peers import in_turn, nchw, relative, show, torch_model
+from benchmarks.peers import in_turn, nchw, nhwc, relative, show, torch_model, torch_sample
 from fd_jax.checkpoints.torch_weights import UNET, VAE, Part
 from fd_jax.config import Configs
 from fd_jax.demo_checkpoints import CONFIGS, random_params
@@ -114,41 +114,6 @@ def compare_unet(rounds: int) -> None:
     print(f"  relative L2 difference of fd_jax to PyTorch: {error:.1e}")
 
 
-def torch_sample(tdm, sdm, vae, x, contexts, guidance: float, steps) -> torch.Tensor:
-    """The released sampling loop: DDIM, three stages, saliency-adaptive noise fusion."""
-    schedule = torch.from_numpy(alphas_cumprod(ScheduleConfig())).to(x.dtype).to(x.device)
-
-    def saliency(response):
-        pooled = torch.nn.functional.avg_pool2d(response.abs(), 4, stride=1, padding=1)
-        pooled = torch.nn.functional.interpolate(pooled, x.shape[2:], mode="bilinear")
-        flat = pooled.mean(1, keepdim=True).flatten(1).float()
-        return torch.softmax(flat, 1).view(x.shape[0], 1, *x.shape[2:])
-
-    def guide(unet, t, uncond, cond):
-        eps = unet(torch.cat([x, x]), t, torch.cat([uncond, cond])).sample
-        first, second = eps.chunk(2)
-        response = guidance * (second - first)
-        return first + response, response
-
-    times = [int(t) for t in steps.solver.t]
-    for i, t in enumerate(times):
-        null, text, augmented = contexts
-        if steps.use_tdm[i]:
-            eps, response = guide(tdm, t, null, text)
-        if steps.use_sdm[i]:
-            eps_sdm, response_sdm = guide(sdm, t, text, augmented)
-            if steps.use_tdm[i]:
-                mask = (saliency(response_sdm) > saliency(response)).to(eps.dtype)
-                eps = mask * eps_sdm + (1 - mask) * eps
-            else:
-                eps = eps_sdm
-        now, after = schedule[t], schedule[times[i + 1] if i + 1 < len(times) else 0]
-        x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
-        x = after.sqrt() * x0 + (1 - after).sqrt() * eps
-    images = [vae.decode(row[None] / vae.config.scaling_factor).sample for row in x]
-    return torch.cat(images)
-
-
 def our_sampler(networks: Networks, params: dict, x, contexts, guidance: float, steps):
     """Latents to images, as the pipeline does it: one scan, then one image after another."""
 
@@ -183,6 +148,12 @@ def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: in
         for key in ("tdm", "sdm"):
             models[key] = torch.compile(models[key].to(memory_format=torch.channels_last))
     steps = make_steps(SamplerConfig(), ScheduleConfig())
+    times = steps.solver.t.tolist()
+    table = {
+        "times": times,
+        "stages": steps.stage.tolist(),
+        "levels": torch.from_numpy(alphas_cumprod(ScheduleConfig())[[*times, 0]]),
+    }
     print(f"\n{len(steps.stage)} steps: {steps.num_evaluations} UNet evaluations per picture")
     for batch in batches:
         x, contexts = inputs(configs, batch, size)
@@ -196,9 +167,10 @@ def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: in
         def pytorch(x=x, contexts=contexts, half=half) -> np.ndarray:
             with torch.inference_mode():
                 start, context = nchw(x).to(**half), torch.from_numpy(contexts).to(**half)
-                unets = models["tdm"], models["sdm"]
-                out = torch_sample(*unets, models["vae"], start, context, 5.0, steps)
-            return np.moveaxis(out.float().cpu().numpy(), 1, -1)
+                unets, vae = (models["tdm"], models["sdm"]), models["vae"]
+                latents, _ = torch_sample(*unets, start, context, 5.0, **table)
+                scaled = latents / vae.config.scaling_factor
+                return nhwc(torch.cat([vae.decode(row[None]).sample for row in scaled]))
 
         error = relative(images, pytorch())
         title = f"{batch} pictures of {size * configs.vae.downscale} px, {dtype}"
