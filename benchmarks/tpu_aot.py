@@ -1,0 +1,354 @@
+"""Compiles the programs of sampling and training for TPUs, on a machine without any.
+
+    pip install -r requirements-tpu.txt
+    PYTHONPATH=. python benchmarks/tpu_aot.py --topology v5e:2x2 --size tiny --program sampler
+
+Prints a report of each program as JSON: what the compiler says, and what it left in the program.
+Nothing runs. Exits with 1 if the sampling loop gathers anything from other chips. `--size full` is
+Stable Diffusion 1.5 at 512 px, whose compilation takes minutes a program; `--trace` stops before.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from functools import partial
+from typing import Any, NamedTuple
+
+# There is no TPU to ask, and whether another process has loaded the library matters to none.
+os.environ |= {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import sdm_ffhq, tdm_ffhq
+from fd_jax import params, sharding
+from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.networks import Networks, make_networks
+from fd_jax.programs import ModelParams, Programs
+from fd_jax.sampling.solvers import init_state as init_solver
+from fd_jax.sampling.stages import SamplerConfig, make_steps
+from fd_jax.schedule import ScheduleConfig
+from fd_jax.training.config import ComputeConfig, ModelConfig, TrainConfig
+from fd_jax.training.flops import count_flops
+from fd_jax.training.initialize import read_sizes
+from fd_jax.training.model import Model, abstract_batch
+from fd_jax.training.step import init_state
+
+PROGRAMS = ("unet", "sampler", "tdm", "sdm")
+GB = 1e9
+# By device kind, from the makers' data sheets.
+HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
+
+# Latents of 32 x 32 with heads of 40 channels, as small as the kernel of attention takes them.
+TINY = Configs(
+    UNetConfig(
+        block_out_channels=(80, 80),
+        has_attention=(True, False),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        num_heads=2,
+        norm_num_groups=16,
+        sample_size=32,
+    ),
+    VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=4, sample_size=64),
+    CLIPTextConfig(hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2),
+    CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        image_size=28,
+        projection_dim=32,
+    ),
+)
+
+
+class Program(NamedTuple):
+    """A function to be compiled, and the shapes of its arguments."""
+
+    function: Any  # what jax.jit returned
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+    flops: int  # of the whole program over all chips, loops counted in full
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What programs are compiled for."""
+
+    size: str
+    mesh: Mesh
+    batch: int  # images a chip
+    remat: str = "none"
+
+    @property
+    def configs(self) -> Configs:
+        return TINY if self.size == "tiny" else Configs()
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.mesh.size
+
+    def networks(self, **options: str) -> Networks:
+        return make_networks(self.configs, dtype="bfloat16", **options)
+
+
+def make_program(name: str, case: Case) -> Program:
+    """Returns one of PROGRAMS. Nothing is allocated."""
+    if name == "unet":
+        return unet_program(case)
+    return sampler_program(case) if name == "sampler" else train_program(name, case)
+
+
+def unet_program(case: Case) -> Program:
+    """One call of the UNet with a guided batch: two rows an image."""
+    config = case.configs.unet
+    rows, side = sharding.batched(case.mesh), config.sample_size
+    args = (
+        on(sharding.replicated(case.mesh), in_bfloat16(case.networks().unet.abstract)),
+        shape(rows, jnp.float32, 2 * case.rows, side, side, 4),
+        shape(rows, jnp.int32, 2 * case.rows),
+        shape(rows, jnp.bfloat16, 2 * case.rows, 77, config.cross_attention_dim),
+    )
+
+    def call(networks: Networks, *args: Any) -> jax.Array:
+        params, x, t, context = args
+        with sharding.on_mesh(case.mesh):
+            return networks.unet.bind(params)(x, t, context)
+
+    flops = count_flops(partial(call, case.networks(attention="plain")), *args)
+    return Program(jax.jit(partial(call, case.networks())), args, {}, flops)
+
+
+def sampler_program(case: Case) -> Program:
+    """All steps of a picture, as `fd_jax.programs` compiles them where no progress is shown."""
+    mesh, config, networks = case.mesh, case.configs.unet, case.networks()
+    parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
+    weights = ModelParams(*(in_bfloat16(getattr(networks, part).abstract) for part in parts))
+    rows, side = sharding.batched(mesh), config.sample_size
+    columns = NamedSharding(mesh, P(None, sharding.DATA_AXES))
+    state = jax.eval_shape(init_solver, shape(rows, jnp.float32, case.rows, side, side, 4))
+    state = state._replace(
+        x=on(rows, state.x), x_prev=on(rows, state.x_prev), history=on(columns, state.history)
+    )
+    contexts = shape(columns, jnp.bfloat16, 3, case.rows, 77, config.cross_attention_dim)
+    steps = make_steps(SamplerConfig(), ScheduleConfig())
+    args = (on(sharding.replicated(mesh), weights), state, contexts, np.float32(5), steps)
+    static = {"smoothing": "box", "trace": False}
+    programs = Programs(networks, weights, mesh)
+    plain = Programs(case.networks(attention="plain"), weights, mesh)
+    return Program(
+        programs._sample, args, static, count_flops(partial(plain._sample, **static), *args)
+    )
+
+
+def train_program(kind: str, case: Case) -> Program:
+    """A step of training, as `fd_jax.training` compiles it."""
+    mesh, configs = case.mesh, case.configs
+    base: TrainConfig = {"tdm": tdm_ffhq.CONFIG, "sdm": sdm_ffhq.CONFIG}[kind]
+    sizes = ModelConfig(
+        unet=configs.unet,
+        vae=configs.vae,
+        text_encoder=configs.text_encoder,
+        image_encoder=configs.image_encoder,
+    )
+    data = dataclasses.replace(
+        base.data,
+        batch_size=case.rows,
+        resolution=configs.unet.sample_size * configs.vae.downscale,
+        object_resolution=configs.image_encoder.image_size,
+    )
+    config = dataclasses.replace(
+        base, model=sizes, data=data, compute=ComputeConfig(remat=case.remat)
+    )
+    if case.size == "tiny":  # which has other levels
+        levels = ("down_blocks.0", "up_blocks.1")
+        objective = dataclasses.replace(config.objective, localization_levels=levels)
+        config = dataclasses.replace(config, objective=objective)
+    networks = case.networks(remat=case.remat)
+    model = Model(config, read_sizes(config.init, config.model), networks, mesh)
+    trained = {path: model.abstract[path] for path in model.factors}
+    frozen = {path: leaf for path, leaf in model.abstract.items() if path not in trained}
+    keep_ema = config.optimizer.ema_decay is not None
+    make = partial(init_state, optimizer=model.optimizer, keep_ema=keep_ema)
+    state = sharding.targets(jax.eval_shape(make, trained), mesh)
+    cast = jax.eval_shape(partial(params.cast, dtype=networks.dtype), frozen)
+    args = (
+        state,
+        sharding.targets(cast, mesh),
+        on(sharding.batched(mesh), abstract_batch(config.data)),
+        on(sharding.replicated(mesh), jax.eval_shape(lambda: jax.random.key(0))),
+    )
+    return Program(model.train_step(state), args, {}, model.flops(*args[:2]))
+
+
+def shape(where: NamedSharding, dtype: Any, *dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype, sharding=where)
+
+
+def on(where: NamedSharding, tree: Any) -> Any:
+    """The shapes of `tree`, all laid out alike."""
+    return jax.tree.map(lambda leaf: shape(where, leaf.dtype, *leaf.shape), tree)
+
+
+def in_bfloat16(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), tree)
+
+
+class HLO:
+    """The text of a compiled program, and which of it is inside of loops.
+
+    Args:
+        text: What `Compiled.as_text` returns.
+    """
+
+    _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+    _CALLED = re.compile(
+        r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
+        r"|\b(?:branch_computations|called_computations)=\{([^}]*)\}"
+    )
+    _COLLECTIVE = re.compile(
+        r"= .*?\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    )
+    _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+
+    def __init__(self, text: str):
+        self.lines: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in text.splitlines():
+            if match := self._COMPUTATION.match(line):
+                lines = self.lines[match[1]] = []
+            else:
+                lines.append(line)
+        self.whiles = [line for line in self._all() if " while(" in line]
+        bodies = [re.search(r"\bbody=%?([\w.-]+)", line)[1] for line in self.whiles]
+        self.in_loops: set[str] = set()
+        while bodies:
+            name = bodies.pop()
+            if name not in self.in_loops:
+                self.in_loops.add(name)
+                bodies += self._called(name)
+
+    def _all(self) -> list[str]:
+        return [line for lines in self.lines.values() for line in lines]
+
+    def _called(self, name: str) -> list[str]:
+        found = [match for line in self.lines[name] for match in self._CALLED.findall(line)]
+        names = [one for one, _ in found] + [x for _, some in found for x in some.split(",")]
+        return [x.strip().lstrip("%") for x in names if x]
+
+    def collectives(self, *, in_loops: bool) -> dict[str, int]:
+        """How many instructions move numbers between chips, by their names."""
+        names = [name for name in self.lines if (name in self.in_loops) == in_loops]
+        matches = (self._COLLECTIVE.search(line) for name in names for line in self.lines[name])
+        return dict(Counter(match[1] for match in matches if match))
+
+    def trip_counts(self) -> list[int]:
+        """Of the loops whose trips the compiler knows, the most first."""
+        found = (self._TRIPS.search(line) for line in self.whiles)
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def count(self, pattern: str) -> int:
+        """How many instructions match."""
+        return sum(bool(re.search(pattern, line)) for line in self._all())
+
+    @property
+    def pallas_calls(self) -> int:
+        return self.count(r'custom_call_target="tpu_custom_call"')
+
+    @property
+    def unet_convolutions(self) -> int:
+        """Of all UNets, but for what the way back computes or computes again."""
+        name = r'(?!.*(?:transpose|rematted))[^"]*\bunet\b[^"]*/conv_general_dilated"'
+        return self.count(rf'\bconvolution\(.*op_name="{name}')
+
+
+def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[str, Any]:
+    """Compiles a program and returns what is said of it; only traces it if it is not compiled."""
+    mesh = case.mesh
+    begin = time.perf_counter()
+    lowered = program.function.lower(*program.args, **program.static)
+    found: dict[str, Any] = {
+        "program": name,
+        "size": case.size,
+        "chips": f"{mesh.size} {mesh.devices.flat[0].device_kind}, fsdp {mesh.shape['fsdp']}",
+        "images_per_chip": case.batch,
+        "trace_seconds": round(time.perf_counter() - begin, 1),
+        # Of each conditional the dearest branch, loops in full.
+        "tflop_per_chip": round(program.flops / mesh.size / 1e12, 6),
+    }
+    if not compiles:
+        return found
+    begin = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    memory, cost, hlo = (
+        compiled.memory_analysis(),
+        compiled.cost_analysis(),
+        HLO(compiled.as_text()),
+    )
+    return found | {
+        "compile_seconds": round(seconds, 1),
+        "hbm_gb": HBM.get(mesh.devices.flat[0].device_kind),
+        "peak_gb": round(memory.peak_memory_in_bytes / GB, 6),
+        "argument_gb": round(memory.argument_size_in_bytes / GB, 6),
+        "temp_gb": round(memory.temp_size_in_bytes / GB, 6),
+        "code_gb": round(memory.generated_code_size_in_bytes / GB, 6),
+        # As if every loop ran once, without what is inside of kernels. Those of a sampling loop
+        # are to be multiplied by its trips.
+        "tflop_loops_once": round(cost["flops"] / 1e12, 6),
+        "accessed_gb_loops_once": round(cost["bytes accessed"] / GB, 6),
+        "loop_trips": hlo.trip_counts(),
+        "collectives": hlo.collectives(in_loops=False),
+        "collectives_in_loops": hlo.collectives(in_loops=True),
+        "unet_bodies": hlo.unet_convolutions / convolutions(case),
+        "pallas_calls": hlo.pallas_calls,
+    }
+
+
+def convolutions(case: Case) -> int:
+    """How many of them one UNet has."""
+    program = unet_program(case)
+    return str(program.function.trace(*program.args).jaxpr).count("conv_general_dilated[")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--topology", default="v5e:2x2", help="v5e:2x2, v6e:8x8, v5p:2x2x1, ...")
+    parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=PROGRAMS)
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="chips that parameters are divided over"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images a chip")
+    parser.add_argument("--remat", choices=("none", "dots", "blocks"), default="none")
+    parser.add_argument("--trace", action="store_true", help="trace and count, do not compile")
+    arguments = parser.parse_args()
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+    mesh = sharding.make_mesh(topology.devices, fsdp=arguments.fsdp)
+    case = Case(arguments.size, mesh, arguments.batch, arguments.remat)
+    for name in arguments.program:
+        found = report(name, make_program(name, case), case, compiles=not arguments.trace)
+        print(json.dumps(found, indent=2), flush=True)
+        if name == "sampler" and found.get("collectives_in_loops"):
+            sys.exit("the sampling loop moves numbers between chips, expected none")
+
+
+if __name__ == "__main__":
+    main()
