@@ -10,7 +10,7 @@ its first step on; CLIP's encoder, which the paper's SDM begins with, has learnt
 
 import dataclasses
 
-from configs.demo_vae import COMPUTE, MODEL
+from configs.tdm_small import COMPUTE, MODEL
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import LoopConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig

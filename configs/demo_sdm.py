@@ -9,16 +9,17 @@ image encoder has to tell hundreds of faces apart by colours and shapes that rec
 would take away.
 """
 
+import dataclasses
+
 from configs.demo_encoder import DATA
-from configs.demo_vae import COMPUTE, MODEL
+from configs.demo_tdm import CONFIG as TDM
 from fd_jax.bundled import PEOPLE
-from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
-from fd_jax.training.optimizer import OptimizerConfig
 
 WOMAN, MAN = PEOPLE / "P003" / "P003.jpg", PEOPLE / "P005" / "P005.jpg"
 
-CONFIG = TrainConfig(
+CONFIG = dataclasses.replace(
+    TDM,
     objective=ObjectiveConfig(
         kind="sdm",
         prediction_type="v_prediction",
@@ -28,25 +29,14 @@ CONFIG = TrainConfig(
         # Grids of 16 x 16 and 8 x 8; the middle has 4 x 4.
         localization_levels=("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"),
     ),
-    model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(
-        learning_rate=1e-3,
-        schedule="cosine",
-        warmup_steps=100,
-        ema_decay=0.998,
+    optimizer=dataclasses.replace(
+        TDM.optimizer,
         train=(("unet/", 1.0), ("image_encoder/", 0.3), ("subject_fusion/", 1.0)),
     ),
-    compute=COMPUTE,
-    loop=LoopConfig(
-        num_steps=3600,
-        seed=0,
-        checkpoint_every=500,
-        eval_every=500,
-        eval_batches=4,
-        preview_every=500,
-    ),
-    preview=PreviewConfig(
+    loop=dataclasses.replace(TDM.loop, num_steps=3600),
+    preview=dataclasses.replace(
+        TDM.preview,
         prompts=(
             "a woman <|image|> in front of a brick wall",
             "a man <|image|> at the beach",
@@ -62,6 +52,5 @@ CONFIG = TrainConfig(
             MAN,
             WOMAN,
         ),
-        guidance_scale=3.0,
     ),
 )

@@ -7,7 +7,7 @@ SCENES is what `python -m fd_jax.data.scenes` writes. The UNet predicts v (arXiv
 loss does not let go of colours and layout at high noise, which a small model must learn first.
 """
 
-from configs.demo_vae import COMPUTE, MODEL
+from configs.tdm_small import COMPUTE, MODEL
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig

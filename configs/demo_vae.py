@@ -8,49 +8,12 @@ that all their steps go into what they are for. `latent_std` in the metrics tell
 are from the unit variance that scaling_factor 1 takes for granted.
 """
 
+from configs.tdm_small import COMPUTE, MODEL
 from fd_jax.bundled import PEOPLE
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from fd_jax.data.loader import DataConfig
-from fd_jax.training.config import (
-    ComputeConfig,
-    LoopConfig,
-    ModelConfig,
-    PreviewConfig,
-    TrainConfig,
-)
+from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
-
-# Both of all three runs.
-MODEL = ModelConfig(
-    unet=UNetConfig(
-        block_out_channels=(64, 96, 128),
-        has_attention=(True, True, True),
-        layers_per_block=1,
-        cross_attention_dim=96,
-        num_heads=4,
-        norm_num_groups=16,
-        sample_size=16,
-    ),
-    vae=VAEConfig(
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        scaling_factor=1.0,  # the divergence term keeps latents near unit variance
-        sample_size=64,
-    ),
-    text_encoder=CLIPTextConfig(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4),
-    image_encoder=CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_layers=3,
-        num_heads=4,
-        image_size=64,
-        patch_size=8,
-        projection_dim=96,
-    ),
-)
-COMPUTE = ComputeConfig(dtype="float32", attention="plain")
 
 CONFIG = TrainConfig(
     objective=ObjectiveConfig(kind="vae", divergence_weight=3e-3),

@@ -9,7 +9,6 @@ People of PEOPLE's test list are in pictures of SCENES' test list alone.
 """
 
 import argparse
-import io
 import json
 import shutil
 import sys
@@ -283,9 +282,7 @@ def _write(root: Path, number: int, scene: Scene, made: Scenery) -> str:
     path = item_path(root, name, ".jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(made.pixels).save(path, quality=95, subsampling=0)
-    with io.BytesIO() as stream:
-        np.save(stream, made.segment_map, allow_pickle=False)
-        path.with_suffix(".npy").write_bytes(stream.getvalue())
+    np.save(path.with_suffix(".npy"), made.segment_map)
     info = {"caption": made.caption, "scene": scene.name, "segments": made.segments}
     path.with_suffix(".json").write_text(json.dumps(info))
     return name
@@ -306,8 +303,11 @@ def main() -> None:
     a = parser.parse_args()
     try:
         build(
-            *(a.people, a.out),
-            **{"num_images": a.num_images, "side": a.side, "seed": a.seed},
+            a.people,
+            a.out,
+            num_images=a.num_images,
+            side=a.side,
+            seed=a.seed,
             overwrite=a.overwrite,
         )
     except (InputError, OSError) as error:

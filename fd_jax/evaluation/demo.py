@@ -1,4 +1,4 @@
-"""Measures whether three stages with noise fusion do better than each of two models alone.
+"""Measures whether three stages with noise fusion beat each model alone and other ways to mix.
 
     python -m fd_jax.evaluation.demo
     python -m fd_jax.evaluation.demo --sdm runs/sdm --tdm runs/tdm --judges FOLDER

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +16,7 @@ from fd_jax.evaluation.scoring import MEASURES
 from fd_jax.pictures import INK, scaled
 
 _SIDE, _GAP, _LEFT, _LETTERS = 128, 6, 90, 20
+_APART = 0.045  # of the height of a plot, from one label to the next
 
 
 def plot(path: Path, evaluation: Evaluation) -> None:
@@ -40,10 +42,8 @@ def plot(path: Path, evaluation: Evaluation) -> None:
         }
         sweep = swept(evaluation.runs)
         line = [[axis.value for axis in points[run.name]] for run in sweep]
-        panel.plot(*np.transpose(line), ".-", color="silver", zorder=0, label="snf, other borders")
-        for run, at in zip(sweep, line, strict=True):
-            text = f"{run.sampler.alpha:g}, {run.sampler.beta:g}"
-            panel.annotate(text, at, (3, -9), textcoords="offset points", fontsize=6, color="gray")
+        label = "snf, other borders (alpha, beta)"
+        panel.plot(*np.transpose(line), ".-", color="silver", zorder=0, label=label)
         for number, name in enumerate(modes):
             errors = [[[axis.value - axis.low], [axis.high - axis.value]] for axis in points[name]]
             at = [axis.value for axis in points[name]]
@@ -52,8 +52,29 @@ def plot(path: Path, evaluation: Evaluation) -> None:
         panel.set_xlabel("prompt accuracy")
         panel.set_ylabel(MEASURES[measure].title)
         panel.grid(alpha=0.3)
+        _label(panel, [f"{run.sampler.alpha:g}, {run.sampler.beta:g}" for run in sweep], line)
     panels[0].legend(fontsize=8)
     figure.savefig(path)
+
+
+def _label(panel: Any, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
+    """Writes labels beside a panel, in the order of their points' heights, with a line to each."""
+    order = sorted(range(len(points)), key=lambda i: points[i][::-1])
+    panel.autoscale_view()  # else it waits until it is drawn, and moves the points
+    heights = panel.transAxes.inverted().transform(panel.transData.transform(points))[:, 1]
+    first = heights.mean() - _APART * (len(points) - 1) / 2
+    first = np.clip(first, 0, max(1 - _APART * (len(points) - 1), 0))
+    for place, i in enumerate(order):
+        panel.annotate(
+            labels[i],
+            points[i],
+            (1.03, first + _APART * place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7,
+            color="gray",
+            arrowprops={"arrowstyle": "-", "color": "silver", "lw": 0.6, "relpos": (0, 0.5)},
+        )
 
 
 def chosen_cells(cells: Sequence[Cell]) -> list[int]:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fd_jax.evaluation.grid import Cell
-from fd_jax.evaluation.intervals import difference, mean, ratio
+from fd_jax.evaluation.intervals import Estimate, difference, mean, ratio
 from fd_jax.evaluation.scoring import MEASURES, Scores
 from fd_jax.sampling.stages import SamplerConfig
 
 CEILING = "ceiling"  # the row of pictures without any model: people stood in painted scenes
 TOLERANCE = 0.9  # of what each model does best alone, SNF is to keep
+MIXES = "weighted", "delayed"  # the other ways to mix both models
 
 SUBSETS: dict[str, Callable[[Cell], bool]] = {
     "all": lambda cell: True,
@@ -78,6 +79,34 @@ def verdicts(evaluation: Evaluation) -> list[Verdict]:
     return found
 
 
+class Gain(NamedTuple):
+    """By how much SNF has more of a measure than another mode, over the same cells."""
+
+    measure: str
+    other: str
+    difference: Estimate
+    text: str
+
+
+def gain(evaluation: Evaluation, measure: str, other: str) -> Gain:
+    """Returns SNF less another mode, and what the interval says of the difference."""
+    found = difference(evaluation.scores["snf"][measure], evaluation.scores[other][measure])
+    text = "more" if found.low > 0 else "less" if found.high < 0 else "no clear difference"
+    return Gain(measure, other, found, text)
+
+
+def mix_gains(evaluation: Evaluation, other: str) -> list[Gain]:
+    """Returns SNF less another way to mix, in all measures of identity and in the prompt."""
+    measures = ("identity", "identified", "sface", "prompt")
+    return [gain(evaluation, key, other) for key in measures if key in evaluation.scores["snf"]]
+
+
+def is_above(gains: Sequence[Gain]) -> str:
+    """Returns whether SNF has clearly more in at least one measure, and clearly less in none."""
+    texts = {by.text for by in gains}
+    return "no" if "less" in texts else "yes" if "more" in texts else "not clear"
+
+
 def markdown(evaluation: Evaluation) -> str:
     """Returns the report."""
     subsets = {name: evaluation.subset(name) for name in SUBSETS}
@@ -138,6 +167,11 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
             for name, part in parts.items()
             if part.cells
         },
+        "mixes": {
+            name: {other: _mix(part, other) for other in MIXES}
+            for name, part in parts.items()
+            if part.cells
+        },
         "cells": [cell._asdict() for cell in evaluation.cells],
         "runs": {
             name: {
@@ -172,14 +206,28 @@ def _claim(evaluation: Evaluation, subsets: Mapping[str, Evaluation]) -> list[st
         cells = [f"{verdict.text}, {_holds(verdict.holds)}" for verdict in verdicts(part)]
         lines.append(_row(name, cells))
     lines += ["", "What each model lacks alone, by how much SNF has more of it:", ""]
-    snf = evaluation.scores["snf"]
-    gains = [("prompt", "sdm"), ("identity", "tdm"), ("sface", "tdm")]
-    for measure, alone in gains:
-        if measure in snf:
-            gain = difference(snf[measure], evaluation.scores[alone][measure])
-            verdict = "more" if gain.low > 0 else "less" if gain.high < 0 else "no clear difference"
-            lines.append(f"- {MEASURES[measure].title}, snf less {alone}: {gain}, {verdict}")
+    for measure, alone in (("prompt", "sdm"), ("identity", "tdm"), ("sface", "tdm")):
+        if measure in evaluation.scores["snf"]:
+            _, _, by, text = gain(evaluation, measure, alone)
+            lines.append(f"- {MEASURES[measure].title}, snf less {alone}: {by}, {text}")
+    lines += [
+        "",
+        "The other ways to mix, by how much SNF has more. SNF is above where it has clearly more "
+        "in at least one measure, and clearly less in none:",
+        "",
+    ]
+    mixes = {other: mix_gains(evaluation, other) for other in MIXES}
+    lines += _head("snf less", [*(MEASURES[by.measure].title for by in mixes[MIXES[0]]), "above"])
+    for other, gains in mixes.items():
+        cells = [f"{by.difference}, {by.text}" for by in gains]
+        lines.append(_row(other, [*cells, f"**{is_above(gains)}**"]))
     return lines
+
+
+def _mix(evaluation: Evaluation, other: str) -> dict[str, Any]:
+    gains = mix_gains(evaluation, other)
+    found = [by._asdict() | {"difference": by.difference._asdict()} for by in gains]
+    return {"above": is_above(gains), "gains": found}
 
 
 def _holds(holds: bool) -> str:

@@ -5,7 +5,16 @@ import pytest
 
 from fd_jax.evaluation.demo import Arguments
 from fd_jax.evaluation.grid import Cell
-from fd_jax.evaluation.report import CEILING, Evaluation, markdown, results, swept, verdicts
+from fd_jax.evaluation.report import (
+    CEILING,
+    Evaluation,
+    is_above,
+    markdown,
+    mix_gains,
+    results,
+    swept,
+    verdicts,
+)
 
 CELLS = [
     Cell(kind, scene, people, "a man <|image|> in the snow", seed)
@@ -25,7 +34,8 @@ def evaluation(**means):
     scores = {}
     for name in names:
         identity, prompt = means.get(name, (0.5, 0.5))
-        keys = {"identity": identity, "sface": identity, "faces": 1.0, "prompt": prompt}
+        keys = {"identity": identity, "identified": 0.7, "sface": identity, "faces": 1.0}
+        keys["prompt"] = prompt
         scores[name] = {key: np.full(len(CELLS), value) for key, value in keys.items()}
     chance = {"prompt": 0.2, "identified": 0.5}
     return Evaluation(CELLS, RUNS, scores, chance, 0.99, {"num_steps": 25})
@@ -59,6 +69,49 @@ def test_nothing_is_kept_of_nothing():
     assert "sdm has none, does not hold" in markdown(found)
 
 
+@pytest.mark.parametrize(
+    ("delayed", "above", "identity", "prompt"),
+    [
+        ((0.7, 0.85), "yes", "more", "no clear difference"),
+        ((0.75, 0.8), "yes", "no clear difference", "more"),
+        ((0.75, 0.85), "not clear", "no clear difference", "no clear difference"),
+        ((0.7, 0.9), "no", "more", "less"),
+        ((0.8, 0.85), "no", "less", "no clear difference"),
+    ],
+)
+def test_the_other_ways_to_mix_are_compared_on_both_axes(delayed, above, identity, prompt):
+    found = evaluation(**GOOD | {"weighted": (0.7, 0.8), "delayed": delayed})
+
+    gains = mix_gains(found, "delayed")
+    assert is_above(gains) == above
+    assert {by.measure: by.text for by in gains} == {
+        "identity": identity,
+        "identified": "no clear difference",
+        "sface": identity,
+        "prompt": prompt,
+    }
+    rows = markdown(found).split("| snf less |")[1].splitlines()
+    assert rows[2].endswith("| **yes** |")
+    assert rows[2].startswith("| weighted | 0.05 [0.05, 0.05], more |")
+    assert rows[3].startswith("| delayed |")
+    assert rows[3].endswith(f"| **{above}** |")
+    assert results(found)["mixes"]["all"]["delayed"]["above"] == above
+
+
+def test_the_difference_to_other_mixes_is_taken_cell_by_cell():
+    """What all modes share, easy and hard cells, does not widen the interval."""
+    found = evaluation(**GOOD | {"delayed": (0.7, 0.85)})
+    hard = np.linspace(-0.4, 0.4, len(CELLS))
+    for columns in found.scores.values():
+        columns["identity"] = columns["identity"] + hard
+
+    assert str(mix_gains(found, "delayed")[0].difference) == "0.05 [0.05, 0.05]"
+
+    # As large a mean, but of both signs.
+    found.scores["delayed"]["identity"] = found.scores["snf"]["identity"] - 0.05 - hard
+    assert mix_gains(found, "delayed")[0].text == "no clear difference"
+
+
 def test_subsets_have_their_own_verdicts():
     found = evaluation(**GOOD)
     unseen = np.array([cell.kind == "unseen" for cell in CELLS])
@@ -89,6 +142,10 @@ def test_results_are_json_and_hold_every_picture():
     assert found["runs"]["snf"]["scores"]["prompt"] == [0.85] * 20
     assert (found["runs"]["snf"]["alpha"], found["runs"]["snf"]["beta"]) == (0.3, 0.6)
     assert {verdict["holds"] for verdict in found["claim"]["all"]} == {True}
+    assert set(found["mixes"]) == {"all", "seen", "unseen", "one", "two"}
+    identity = found["mixes"]["one"]["weighted"]["gains"][0]
+    assert identity["difference"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+    assert (identity["measure"], identity["text"]) == ("identity", "more")
 
 
 def test_the_sweep_holds_the_main_borders_once():
