@@ -4,14 +4,18 @@
     PYTHONPATH=. python benchmarks/tpu_aot.py --topology v5e:2x2 --size tiny --program sampler
 
 Prints a report of each program as JSON: what the compiler says, and what it left in the program.
-Nothing runs. Exits with 1 if the sampling loop gathers anything from other chips. `--size full` is
-Stable Diffusion 1.5 at 512 px, whose compilation takes minutes a program; `--trace` stops before.
+Nothing runs. Exits with 1 if the sampling loop gathers anything from other chips, or if a program
+does not fit the chip. `--size full` is Stable Diffusion 1.5 at 512 px, whose compilation takes
+minutes a program; `--trace` stops before. The program `peer` is the UNet call of diffusers' Flax
+model, for which benchmarks/requirements.txt is needed too.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
+import pathlib
 import re
 import sys
 import time
@@ -36,6 +40,8 @@ from jax.sharding import PartitionSpec as P
 from configs import sdm_ffhq, tdm_ffhq
 from fd_jax import params, sharding
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.data.captions import MAX_SUBJECTS, MAX_TOKENS
+from fd_jax.data.references import Requests
 from fd_jax.networks import Networks, make_networks
 from fd_jax.programs import ModelParams, Programs
 from fd_jax.sampling.solvers import init_state as init_solver
@@ -44,10 +50,10 @@ from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import ComputeConfig, ModelConfig, TrainConfig
 from fd_jax.training.flops import count_flops
 from fd_jax.training.initialize import read_sizes
-from fd_jax.training.model import Model, abstract_batch
+from fd_jax.training.model import Model
 from fd_jax.training.step import init_state
 
-PROGRAMS = ("unet", "sampler", "tdm", "sdm")
+PROGRAMS = ("unet", "encode", "sampler", "decode", "tdm", "sdm")
 GB = 1e9
 # By device kind, from the makers' data sheets.
 HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
@@ -82,8 +88,8 @@ class Program(NamedTuple):
     function: Any  # what jax.jit returned
     args: tuple[Any, ...]
     static: dict[str, Any]
-    flops: int  # of the whole program over all chips, loops counted in full
-    trips: int = 1  # of the loop that is nearly all of it
+    flops: float  # of the whole program over all chips: all that runs, loops in full
+    trips: float = 1  # of the loop that is nearly all of it, as if all of its body ran in each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Case:
     mesh: Mesh
     batch: int  # images a chip
     remat: str = "none"
+    ema: bool = False
+    encoded: bool = False
 
     @property
     def configs(self) -> Configs:
@@ -109,9 +117,16 @@ class Case:
 
 def make_program(name: str, case: Case) -> Program:
     """Returns one of PROGRAMS. Nothing is allocated."""
-    if name == "unet":
-        return unet_program(case)
-    return sampler_program(case) if name == "sampler" else train_program(name, case)
+    if name in ("tdm", "sdm"):
+        return train_program(name, case)
+    makers = {
+        "unet": unet_program,
+        "peer": peer_program,
+        "encode": encode_program,
+        "sampler": sampler_program,
+        "decode": decode_program,
+    }
+    return makers[name](case)
 
 
 def unet_program(case: Case) -> Program:
@@ -134,25 +149,84 @@ def unet_program(case: Case) -> Program:
     return Program(jax.jit(partial(call, case.networks())), args, {}, flops)
 
 
-def sampler_program(case: Case) -> Program:
-    """All steps of a picture, as `fd_jax.programs` compiles them where no progress is shown."""
-    mesh, config, networks = case.mesh, case.configs.unet, case.networks()
+def peer_program(case: Case) -> Program:
+    """The same call of diffusers' Flax UNet, which has NCHW inputs."""
+    from diffusers import FlaxUNet2DConditionModel
+
+    config, side = case.configs.unet, case.configs.unet.sample_size
+    model = FlaxUNet2DConditionModel(
+        sample_size=side,
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=config.num_heads,  # which is what it takes this for
+        dtype=jnp.bfloat16,
+    )
+    weights = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
+    rows = sharding.batched(case.mesh)
+    args = (
+        on(sharding.replicated(case.mesh), in_bfloat16(weights)),
+        shape(rows, jnp.float32, 2 * case.rows, 4, side, side),
+        shape(rows, jnp.int32, 2 * case.rows),
+        shape(rows, jnp.bfloat16, 2 * case.rows, 77, config.cross_attention_dim),
+    )
+
+    def call(weights: Any, *args: Any) -> jax.Array:
+        return model.apply({"params": weights}, *args).sample
+
+    return Program(jax.jit(call), args, {}, count_flops(call, *args))
+
+
+def sampling(case: Case, **options: str) -> tuple[Programs, Any]:
+    """The programs of sampling, and the shapes of the parameters."""
+    networks = case.networks(**options)
     parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
     weights = ModelParams(*(in_bfloat16(getattr(networks, part).abstract) for part in parts))
-    rows, side = sharding.batched(mesh), config.sample_size
-    columns = NamedSharding(mesh, P(None, sharding.DATA_AXES))
+    return Programs(networks, weights, case.mesh), on(sharding.replicated(case.mesh), weights)
+
+
+def sampler_program(case: Case) -> Program:
+    """All steps of a picture, as `fd_jax.programs` compiles them where no progress is shown."""
+    config, (programs, weights) = case.configs.unet, sampling(case)
+    rows, side = sharding.batched(case.mesh), config.sample_size
+    columns = NamedSharding(case.mesh, P(None, sharding.DATA_AXES))
     state = jax.eval_shape(init_solver, shape(rows, jnp.float32, case.rows, side, side, 4))
     state = state._replace(
         x=on(rows, state.x), x_prev=on(rows, state.x_prev), history=on(columns, state.history)
     )
     contexts = shape(columns, jnp.bfloat16, 3, case.rows, 77, config.cross_attention_dim)
     steps = make_steps(SamplerConfig(), ScheduleConfig())
-    args = (on(sharding.replicated(mesh), weights), state, contexts, np.float32(5), steps)
+    args = (weights, state, contexts, np.float32(5), steps)
     static = {"smoothing": "box", "trace": False}
-    programs = Programs(networks, weights, mesh)
-    plain = Programs(case.networks(attention="plain"), weights, mesh)
+    plain, _ = sampling(case, attention="plain")
+    # Both count both networks in every step, each for two rows an image.
+    length = len(steps.stage)
+    share = steps.num_evaluations / (4 * length)
     flops = count_flops(partial(plain._sample, **static), *args)
-    return Program(programs._sample, args, static, flops, len(steps.stage))
+    return Program(programs._sample, args, static, flops * share, length * share)
+
+
+def encode_program(case: Case) -> Program:
+    """Prompts and photographs to contexts."""
+    programs, weights = sampling(case)
+    rows, side = sharding.batched(case.mesh), case.configs.image_encoder.image_size
+    requests = Requests(
+        input_ids=shape(rows, jnp.int32, case.rows, MAX_TOKENS),
+        null_ids=shape(rows, jnp.int32, case.rows, MAX_TOKENS),
+        subject_pixels=shape(rows, jnp.float32, case.rows, MAX_SUBJECTS, side, side, 3),
+        subject_token_index=shape(rows, jnp.int32, case.rows, MAX_SUBJECTS),
+        has_subject=shape(rows, jnp.bool_, case.rows, MAX_SUBJECTS),
+    )
+    args = (weights, requests)
+    return Program(programs._encode, args, {}, count_flops(programs._encode, *args))
+
+
+def decode_program(case: Case) -> Program:
+    """Latents to pictures, one after another on each chip."""
+    programs, weights = sampling(case)
+    side = case.configs.unet.sample_size
+    latents = shape(sharding.batched(case.mesh), jnp.float32, case.rows, side, side, 4)
+    plain, _ = sampling(case, attention="plain")
+    flops = count_flops(plain._decode, weights.vae, latents)
+    return Program(programs._decode, (weights.vae, latents), {}, flops, case.batch)
 
 
 def train_program(kind: str, case: Case) -> Program:
@@ -170,10 +244,11 @@ def train_program(kind: str, case: Case) -> Program:
         batch_size=case.rows,
         resolution=configs.unet.sample_size * configs.vae.downscale,
         object_resolution=configs.image_encoder.image_size,
+        encodings=pathlib.Path("encodings") if case.encoded else None,
     )
-    config = dataclasses.replace(
-        base, model=sizes, data=data, compute=ComputeConfig(remat=case.remat)
-    )
+    optimizer = dataclasses.replace(base.optimizer, ema_decay=0.9999 if case.ema else None)
+    compute = ComputeConfig(remat=case.remat)
+    config = dataclasses.replace(base, model=sizes, data=data, optimizer=optimizer, compute=compute)
     if case.size == "tiny":  # which has other levels
         levels = ("down_blocks.0", "up_blocks.1")
         objective = dataclasses.replace(config.objective, localization_levels=levels)
@@ -182,14 +257,13 @@ def train_program(kind: str, case: Case) -> Program:
     model = Model(config, read_sizes(config.init, config.model), networks, mesh)
     trained = {path: model.abstract[path] for path in model.factors}
     frozen = {path: leaf for path, leaf in model.abstract.items() if path not in trained}
-    keep_ema = config.optimizer.ema_decay is not None
-    make = partial(init_state, optimizer=model.optimizer, keep_ema=keep_ema)
+    make = partial(init_state, optimizer=model.optimizer, keep_ema=case.ema)
     state = sharding.targets(jax.eval_shape(make, trained), mesh)
     cast = jax.eval_shape(partial(params.cast, dtype=networks.dtype), frozen)
     args = (
         state,
         sharding.targets(cast, mesh),
-        on(sharding.batched(mesh), abstract_batch(config.data)),
+        on(sharding.batched(mesh), model.abstract_batch()),
         on(sharding.replicated(mesh), jax.eval_shape(lambda: jax.random.key(0))),
     )
     return Program(model.train_step(state), args, {}, model.flops(*args[:2]))
@@ -221,8 +295,12 @@ class HLO:
         r"|\b(?:branch_computations|called_computations)=\{([^}]*)\}"
     )
     _COLLECTIVE = re.compile(
-        r"= .*?\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+        r"= .*?\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
     )
+    _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)")
+    _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
+    # They move nothing themselves, or another instruction, or what they call, is counted.
+    _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier")
 
     def __init__(self, text: str):
         self.lines: dict[str, list[str]] = {}
@@ -230,6 +308,8 @@ class HLO:
         for line in text.splitlines():
             if match := self._COMPUTATION.match(line):
                 lines = self.lines[match[1]] = []
+                if line.startswith("ENTRY"):
+                    self.entry = match[1]
             else:
                 lines.append(line)
         whiles = [line for line in self._all() if " while(" in line]
@@ -245,15 +325,56 @@ class HLO:
         return [line for lines in self.lines.values() for line in lines]
 
     def _called(self, name: str) -> list[str]:
-        found = [match for line in self.lines[name] for match in self._CALLED.findall(line)]
+        return [x for line in self.lines[name] for x in self._called_by(line)]
+
+    def _called_by(self, line: str) -> list[str]:
+        found = self._CALLED.findall(line)
         names = [one for one, _ in found] + [x for _, some in found for x in some.split(",")]
         return [x.strip().lstrip("%") for x in names if x]
 
-    def collectives(self, *, in_loops: bool) -> dict[str, int]:
-        """How many instructions move numbers between chips, by their names."""
+    def collectives(self, *, in_loops: bool, only_async: bool = False) -> dict[str, int]:
+        """How many instructions move numbers between chips, by their names.
+
+        Args:
+            in_loops: Those in loops, or all others.
+            only_async: Those that go on while the chip computes.
+        """
         names = [name for name in self.lines if (name in self.in_loops) == in_loops]
         matches = (self._COLLECTIVE.search(line) for name in names for line in self.lines[name])
-        return dict(Counter(match[1] for match in matches if match))
+        return dict(Counter(m[1] for m in matches if m and (m[2] or not only_async)))
+
+    def hbm_bytes(self, name: str | None = None) -> int:
+        """Bytes that a computation, by default all, moves to and from the chip's main memory.
+
+        The compiler's own figure counts what stays on the chip too: an array that is fetched into
+        its fast memory (`S(1)` in a layout) counts when it is fetched and when it is used. Loops
+        count once, of a conditional the dearest branch.
+        """
+        found = [self._INSTRUCTION.match(line) for line in self.lines[name or self.entry]]
+        rows = [match.groups() for match in found if match]
+        shapes = {name: shape for name, shape, *_ in rows}
+        total = 0
+        for _, shape, kind, rest in rows:
+            arrays = list(self._ARRAY.finditer(shape))
+            if kind in ("while", "conditional", "call"):
+                called = [self.hbm_bytes(x) for x in self._called_by(rest)]
+                total += max(called) if kind == "conditional" else sum(called)
+            elif kind in ("copy-start", "slice-start"):
+                target, source = arrays[:2] if kind == "copy-start" else arrays[1::-1]
+                total += self._size(target) * (self._on_hbm(target) + self._on_hbm(source))
+            elif kind not in self._FREE and not kind.endswith(("-done", "-update")):
+                used = re.findall(r"%([\w.-]+)", re.split(r"\), |\)$", rest)[0])
+                arrays += [x for y in used for x in self._ARRAY.finditer(shapes.get(y, ""))]
+                total += sum(self._size(array) for array in arrays if self._on_hbm(array))
+        return total
+
+    @staticmethod
+    def _on_hbm(array: re.Match) -> bool:
+        return "S(" not in (array[4] or "")
+
+    @staticmethod
+    def _size(array: re.Match) -> int:
+        return math.prod(map(int, filter(None, array[3].split(",")))) * int(array[2] or 8) // 8
 
     def count(self, pattern: str) -> int:
         """How many instructions match."""
@@ -281,19 +402,18 @@ def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[s
         "chips": f"{mesh.size} {mesh.devices.flat[0].device_kind}, fsdp {mesh.shape['fsdp']}",
         "images_per_chip": case.batch,
         "trace_seconds": round(time.perf_counter() - begin, 1),
-        # Of each conditional the dearest branch, loops in full.
-        "tflop_per_chip": round(program.flops / mesh.size / 1e12, 6),
+        "tflop_per_image": round(program.flops / case.rows / 1e12, 6),
     }
     if not compiles:
         return found
     begin = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
-    memory, cost, hlo = (
-        compiled.memory_analysis(),
-        compiled.cost_analysis(),
-        HLO(compiled.as_text()),
-    )
+    memory, hlo = compiled.memory_analysis(), HLO(compiled.as_text())
+
+    def an_image(of_a_trip: float) -> float:
+        return round(of_a_trip * program.trips / case.batch / GB, 6)
+
     return found | {
         "compile_seconds": round(seconds, 1),
         "hbm_gb": HBM.get(mesh.devices.flat[0].device_kind),
@@ -301,11 +421,11 @@ def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[s
         "argument_gb": round(memory.argument_size_in_bytes / GB, 6),
         "temp_gb": round(memory.temp_size_in_bytes / GB, 6),
         "code_gb": round(memory.generated_code_size_in_bytes / GB, 6),
-        # The compiler counts as if a loop ran once, and not what is inside of kernels.
-        "loop_trips": program.trips,
-        "tflop_times_trips": round(program.trips * cost["flops"] / 1e12, 6),
-        "accessed_gb_times_trips": round(program.trips * cost["bytes accessed"] / GB, 6),
+        # What is inside of kernels is in neither, but for what goes into and out of them.
+        "hbm_gb_per_image": an_image(hlo.hbm_bytes()),
+        "accessed_gb_per_image": an_image(compiled.cost_analysis()["bytes accessed"]),
         "collectives": hlo.collectives(in_loops=False),
+        "of_these_async": hlo.collectives(in_loops=False, only_async=True),
         "collectives_in_loops": hlo.collectives(in_loops=True),
         "unet_bodies": hlo.unet_convolutions / convolutions(case),
         "pallas_calls": hlo.pallas_calls,
@@ -324,23 +444,35 @@ def main() -> None:
     )
     parser.add_argument("--topology", default="v5e:2x2", help="v5e:2x2, v6e:8x8, v5p:2x2x1, ...")
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
-    parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=PROGRAMS)
+    choices = (*PROGRAMS, "peer")
+    parser.add_argument("--program", choices=choices, nargs="+", default=PROGRAMS)
     parser.add_argument(
         "--fsdp", type=int, default=1, help="chips that parameters are divided over"
     )
     parser.add_argument("--batch", type=int, default=1, help="images a chip")
     parser.add_argument("--remat", choices=("none", "dots", "blocks"), default="none")
+    parser.add_argument("--ema", action="store_true", help="training keeps averages (EMA)")
+    parser.add_argument("--encoded", action="store_true", help="training reads encodings of data")
     parser.add_argument("--trace", action="store_true", help="trace and count, do not compile")
     arguments = parser.parse_args()
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     mesh = sharding.make_mesh(topology.devices, fsdp=arguments.fsdp)
-    case = Case(arguments.size, mesh, arguments.batch, arguments.remat)
+    case = Case(
+        arguments.size,
+        mesh,
+        arguments.batch,
+        remat=arguments.remat,
+        ema=arguments.ema,
+        encoded=arguments.encoded,
+    )
     for name in arguments.program:
         found = report(name, make_program(name, case), case, compiles=not arguments.trace)
         print(json.dumps(found, indent=2), flush=True)
         if name == "sampler" and found.get("collectives_in_loops"):
             sys.exit("the sampling loop moves numbers between chips, expected none")
+        if (room := found.get("hbm_gb")) is not None and found["peak_gb"] > room:
+            sys.exit(f"{name} takes {found['peak_gb']} GB of a chip, expected at most {room}")
 
 
 if __name__ == "__main__":

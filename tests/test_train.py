@@ -175,6 +175,20 @@ def test_two_processes_train_as_one(config, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_encode_the_data_together(config, tmp_path):
+    arguments = ["--config", str(config), "--loop.num-steps", "2", "--loop.checkpoint-every", "2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    encoded = ["--data.encodings", str(tmp_path / "encodings"), "--workdir", str(two)]
+    started, logs = run_together([*arguments, *encoded], tmp_path, "a")
+    alone = start("train.py", [*arguments, "--workdir", str(one)], tmp_path / "one.log", devices=1)
+    assert finish([*started, alone]) == [0, 0, 0], "\n".join(log.read_text() for log in logs)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    printed = [log.read_text() for log in logs]
+    assert "encoding 1/2 of the data" in printed[0]
+    assert "encoding" not in printed[1]
+
+
+@pytest.mark.slow
 def test_a_process_that_is_stopped_or_dies(config, tmp_path):
     """SIGTERM to one of two saves and stops both; if one is killed the other stops, and says so."""
     workdir = tmp_path / "run"

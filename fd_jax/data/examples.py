@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Shaped, UInt8
 
 from fd_jax.data import transforms
 from fd_jax.data.captions import MAX_TOKENS, PromptError, Tokenizer, mark_subjects, tokenize
+from fd_jax.data.encodings import Encodings
 from fd_jax.data.ffhq import Record
 from fd_jax.data.ffhq_item import DataError, Segment, decode_image, decode_map
 from fd_jax.data.painters import backdrop
 
 Crops = Literal["noise", "portrait"]
-
 
 _MOST_ROOM = 1.3  # side of a portrait, in longer sides of its subject
 
@@ -21,7 +21,7 @@ _MOST_ROOM = 1.3  # side of a portrait, in longer sides of its subject
 class Example(NamedTuple):
     """One training example, or a batch of them with a leading axis. Absent subjects are 0."""
 
-    image: UInt8[np.ndarray, "h w 3"]
+    image: UInt8[np.ndarray, "h w 3"] | None  # None where there are encodings
     segment_map: UInt8[np.ndarray, "h w"]  # all 0 where there is no room for subjects
     subject_pixels: UInt8[np.ndarray, "s r r 3"]
     subject_ids: UInt8[np.ndarray, " s"]  # each subject's value in the segment map
@@ -29,6 +29,9 @@ class Example(NamedTuple):
     subject_token_index: Int32[np.ndarray, " s"]
     has_subject: Bool[np.ndarray, " s"]
     index: Int32[np.ndarray, ""]  # the item's number in the source
+    # As encodings are stored: float32, or the bits of bfloat16 as uint16.
+    moments: Shaped[np.ndarray, "h2 w2 8"] | None = None  # of the image
+    text: Shaped[np.ndarray, "77 d"] | None = None  # of input_ids
 
 
 @runtime_checkable
@@ -54,6 +57,7 @@ def make_example(
     *,
     training: bool,
     background: UInt8[np.ndarray, "rows columns 3"] | None = None,
+    encodings: Encodings | None = None,
 ) -> Example:
     """Decodes an item and draws what of it is learnt this time.
 
@@ -69,14 +73,17 @@ def make_example(
             at all.
         background: What surrounds the subjects in their crops, by the image's coordinates and at
             least of its size; noise by default.
+        encodings: What takes the place of the image; it is drawn the same as without.
 
     Raises:
         DataError: The item cannot be used. The message names it.
     """
-    image = decode_image(record.image, record.id)
-    height, width, _ = image.shape
+    image = None
+    if encodings is None or config.max_subjects:
+        image = decode_image(record.image, record.id)
     for segment in record.segments:
-        check_box(segment, record, height, width)
+        if image is not None:
+            check_box(segment, record, *image.shape[:2])
         check_words(segment, record)
     caption, subjects = _draw_caption(record, config, rng, training)
     flip = training and config.flip and bool(rng.random() < 0.5)
@@ -92,7 +99,7 @@ def make_example(
     ids = np.zeros(room, np.uint8)
     fitted_map = np.zeros((config.resolution, config.resolution), np.uint8)
     if room:
-        segment_map = decode_map(record.segment_map, record.id, height, width)
+        segment_map = decode_map(record.segment_map, record.id, *image.shape[:2])
         fitted_map = transforms.fit_map(segment_map, config.resolution, flip=flip)
         if config.crops == "portrait":
             crops = [portrait(image, segment_map, s, record.id, rng) for s in subjects]
@@ -102,8 +109,13 @@ def make_example(
             augments = training and config.augment
             pixels[i] = _subject_pixels(crop, side, rng if augments else None)
             ids[i] = subject.id
+    if encodings is None:
+        seen = {"image": transforms.fit_image(image, config.resolution, flip=flip)}
+    else:
+        moments = encodings.moments(record.index, flip=flip)
+        text = encodings.text(record, tokens.input_ids)
+        seen = {"image": None, "moments": moments, "text": text}
     return Example(
-        image=transforms.fit_image(image, config.resolution, flip=flip),
         segment_map=fitted_map,
         subject_pixels=pixels,
         subject_ids=ids,
@@ -111,6 +123,7 @@ def make_example(
         subject_token_index=tokens.subject_token_index[:room],
         has_subject=tokens.has_subject[:room],
         index=np.asarray(record.index, np.int32),
+        **seen,
     )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from fd_jax.bundled import TOKENIZER
 from fd_jax.data.captions import MAX_SUBJECTS, Tokenizer, load_tokenizer
+from fd_jax.data.encodings import Encodings
 from fd_jax.data.examples import Crops, Example, make_example
 from fd_jax.data.ffhq import Source, Split, has_split, open_source
 from fd_jax.data.ffhq_item import DataError
@@ -69,6 +70,9 @@ class DataConfig(Settings):
     """Threads that load examples where num-workers is 0."""
     prefetch: int = 2
     """Batches that are loaded ahead: by the threads together, or by each process."""
+    encodings: Path | None = None
+    """Folder of what the frozen autoencoder and text encoder make of the data, written before the
+    first step unless it is there, and read in place of images from then on (tdm, sdm)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,8 +103,10 @@ class Loader:
         position: How many examples, of all processes, came before the first one of this loader.
         training: Whether examples are dropped, mirrored and augmented.
         shard: This process and the number of processes; by default JAX's.
+        encodings: Of the items, see `make_example`.
 
     Attributes:
+        source: The items.
         position: How many examples of all processes have been handed out.
 
     Raises:
@@ -116,13 +122,14 @@ class Loader:
         position: int = 0,
         training: bool = True,
         shard: Shard | None = None,
+        encodings: Encodings | None = None,
     ):
         process, count = _divide(config, shard)
         self.position = position
         self._batch_size = config.batch_size
-        self._source = open_source(config.root, config.split)
-        self._numbers = choose(self._source, config).tolist()
-        make = _Make(self._source, config, tokenizer_folder or TOKENIZER, training)
+        self.source = open_source(config.root, config.split)
+        self._numbers = choose(self.source, config).tolist()
+        make = _Make(self.source, config, tokenizer_folder or TOKENIZER, training, encodings)
         examples = grain.MapDataset.source(self._numbers).seed(seed).shuffle().repeat()
         examples = examples.random_map(make)[position + process :: count]
         self._is_copied = config.num_workers > 0
@@ -140,13 +147,13 @@ class Loader:
 
         Where a root lies, and whether it is a folder or a dataset, makes no difference.
         """
-        plain = [f"{i}/{name}" for i, ids in enumerate(self._source.plain_ids) for name in ids]
+        plain = [f"{i}/{name}" for i, ids in enumerate(self.source.plain_ids) for name in ids]
         ids = "\n".join(plain[number] for number in self._numbers)
         return {"count": len(self._numbers), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
 
     def ids(self, index: Int[np.ndarray, " n"] | Sequence[int]) -> list[str]:
         """Returns the ids of items, from `Example.index`."""
-        return [self._source.ids[i] for i in np.asarray(index)]
+        return [self.source.ids[i] for i in np.asarray(index)]
 
     def __iter__(self) -> Iterator[Example]:
         return self
@@ -158,7 +165,7 @@ class Loader:
         batch = next(self._iterator[0])
         if self._is_copied:
             # Memory of the workers, which they fill again.
-            batch = Example(*(np.array(array) for array in batch))
+            batch = jax.tree.map(np.array, batch)
         self.position += self._batch_size
         return batch
 
@@ -205,7 +212,7 @@ def held_out(
                 make(numbers[i % len(numbers)], np.random.default_rng((seed, i)))
                 for i in range(start + process, start + size, count)
             ]
-            yield Example(*map(np.stack, zip(*rows, strict=True)))
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
     return batches()
 
@@ -243,9 +250,17 @@ def _tokenizer(folder: Path) -> Tokenizer:
 class _Make:
     """Reads an item and makes an example of it. Pickled, it leaves its tokenizer behind."""
 
-    def __init__(self, source: Source, config: DataConfig, tokenizer_folder: Path, training: bool):
-        self._arguments = source, config, tokenizer_folder, training
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        tokenizer_folder: Path,
+        training: bool,
+        encodings: Encodings | None = None,
+    ):
+        self._arguments = source, config, tokenizer_folder, training, encodings
         self._source, self._config, self._training = source, config, training
+        self._encodings = encodings
         self._tokenizer = _tokenizer(tokenizer_folder)
 
     def __reduce__(self):
@@ -253,7 +268,11 @@ class _Make:
 
     def __call__(self, number: int, rng: np.random.Generator) -> Example:
         record = self._source[number]
-        return make_example(record, self._config, self._tokenizer, rng, training=self._training)
+        return make_example(
+            *(record, self._config, self._tokenizer, rng),
+            training=self._training,
+            encodings=self._encodings,
+        )
 
 
 def _divide(config: DataConfig, shard: Shard | None) -> Shard:

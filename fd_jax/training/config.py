@@ -154,7 +154,7 @@ class TrainConfig(Settings):
 # rounding. The data may move; that it is the same is checked by its ids.
 _FREE = (
     r"compute\.(attention|remat|accumulation)|mesh\..*|log\..*|preview\..*|processes\..*|"
-    r"loop\.(?!seed).*|data\.(root|num_workers|num_threads|prefetch.*)(\..*)?"
+    r"loop\.(?!seed).*|data\.(root|num_workers|num_threads|prefetch|encodings)(\..*)?"
 )
 
 

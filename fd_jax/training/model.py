@@ -16,7 +16,6 @@ from fd_jax.checkpoints.run_model import RunModel, write_model
 from fd_jax.checkpoints.store import Store
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.examples import Example
-from fd_jax.data.loader import DataConfig
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.params import Flat
@@ -132,7 +131,7 @@ class Model:
         """Returns the FLOPs of a step: of the model, not those of doing some of it twice."""
         networks = make_networks(self.sizes.configs, dtype=self.networks.dtype, attention="plain")
         objective = self._objective(networks)
-        batch = abstract_batch(self.config.data)
+        batch = self.abstract_batch()
         draws = jax.eval_shape(objective.draw, jax.random.key(0), batch)
 
         def gradient(trained: Flat, frozen: Flat, batch: Batch, draws: Any) -> Flat:
@@ -144,22 +143,32 @@ class Model:
 
         return count_flops(gradient, state.params, frozen, batch, draws)
 
+    def abstract_batch(self) -> Batch:
+        """The shapes of a batch."""
+        data, configs = self.config.data, self.sizes.configs
 
-def abstract_batch(data: DataConfig) -> Batch:
-    """The shapes of a batch."""
+        def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
-
-    side, subjects, small = data.resolution, data.max_subjects, data.object_resolution
-    examples = Example(
-        image=array(jnp.uint8, side, side, 3),
-        segment_map=array(jnp.uint8, side, side),
-        subject_pixels=array(jnp.uint8, subjects, small, small, 3),
-        subject_ids=array(jnp.uint8, subjects),
-        input_ids=array(jnp.int32, MAX_TOKENS),
-        subject_token_index=array(jnp.int32, subjects),
-        has_subject=array(jnp.bool_, subjects),
-        index=array(jnp.int32),
-    )
-    return Batch(examples, array(jnp.int32))
+        side, subjects, small = data.resolution, data.max_subjects, data.object_resolution
+        if data.encodings is None:
+            seen = {"image": array(jnp.uint8, side, side, 3)}
+        else:
+            stored = jnp.uint16 if self.networks.dtype == jnp.bfloat16 else jnp.float32
+            latent = side // configs.vae.downscale
+            seen = {
+                "image": None,
+                "moments": array(stored, latent, latent, 8),
+                "text": array(stored, MAX_TOKENS, configs.text_encoder.hidden_size),
+            }
+        examples = Example(
+            segment_map=array(jnp.uint8, side, side),
+            subject_pixels=array(jnp.uint8, subjects, small, small, 3),
+            subject_ids=array(jnp.uint8, subjects),
+            input_ids=array(jnp.int32, MAX_TOKENS),
+            subject_token_index=array(jnp.int32, subjects),
+            has_subject=array(jnp.bool_, subjects),
+            index=array(jnp.int32),
+            **seen,
+        )
+        return Batch(examples, array(jnp.int32))

@@ -12,10 +12,12 @@ from fd_jax.conditioning.encode import embed_subjects
 from fd_jax.data.examples import Example
 from fd_jax.errors import InputError
 from fd_jax.losses import appearance, denoising, localization, reconstruction
+from fd_jax.models.vae import Posterior
 from fd_jax.networks import Networks
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.settings import Settings, nearest
 from fd_jax.types import (
+    Context,
     HasSubject,
     Images,
     Latents,
@@ -84,12 +86,14 @@ class Batch(NamedTuple):
 class Inputs(NamedTuple):
     """Examples as the networks take them."""
 
-    image: Images
+    image: Images | None  # None where its moments and the text's encoding are given
     subject_pixels: SubjectPixels
     subject_masks: Float[Array, "b s h w"]  # 1 inside, 0 outside and where a subject is absent
     input_ids: Tokens
     subject_token_index: SubjectIndex
     has_subject: HasSubject
+    moments: Float[Array, "b h w 8"] | None = None
+    text: Context | None = None
 
 
 class Draws(NamedTuple):
@@ -105,14 +109,24 @@ def to_inputs(examples: Example) -> Inputs:
     """Returns floats, made on the device: bytes are what travels there."""
     is_inside = examples.segment_map[:, None] == examples.subject_ids[:, :, None, None]
     is_inside &= examples.has_subject[:, :, None, None]
+    image = examples.image
     return Inputs(
-        examples.image.astype(jnp.float32) / 127.5 - 1,
+        None if image is None else image.astype(jnp.float32) / 127.5 - 1,
         examples.subject_pixels.astype(jnp.float32) / 255,
         is_inside.astype(jnp.float32),
         examples.input_ids,
         examples.subject_token_index,
         examples.has_subject,
+        _decoded(examples.moments),
+        _decoded(examples.text),
     )
+
+
+def _decoded(stored: Array | None) -> Array | None:
+    """Encodings as floats."""
+    if stored is None or stored.dtype != jnp.uint16:
+        return stored
+    return jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
 
 
 class Objective:
@@ -144,7 +158,7 @@ class Objective:
 
     def draw(self, key: Key[Array, ""], batch: Batch) -> Draws:
         """Returns the draws of a batch, those of each example from its position alone."""
-        height, width = (side // self.downscale for side in batch.examples.image.shape[1:3])
+        height, width = (side // self.downscale for side in batch.examples.segment_map.shape[1:])
         shape = (height, width, 4)
 
         def one(position: Int[Array, ""]) -> tuple[Array, Array, Array]:
@@ -171,7 +185,11 @@ class Objective:
             loss = self._appearance(embed_subjects(encoder, inputs.subject_pixels), inputs).mean()
             return loss, {"loss": loss}
         vae = self.networks.vae.bind(params["vae"])
-        posterior = vae.encode(inputs.image)
+        if inputs.moments is None:
+            posterior = vae.encode(inputs.image)
+        else:
+            moments = inputs.moments.astype(jnp.float32)
+            posterior = Posterior(*jnp.split(moments, 2, axis=-1))
         z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * draws.posterior_noise
         scaled = z * vae.config.scaling_factor
         losses = {} if is_vae else self._denoise(params, inputs, draws, scaled)
@@ -204,7 +222,9 @@ class Objective:
         wide = alpha[:, None, None, None], sigma[:, None, None, None]
         x = wide[0] * latents + wide[1] * draws.noise
 
-        text = self.networks.text_encoder.bind(params["text_encoder"])(inputs.input_ids)
+        text = inputs.text
+        if text is None:
+            text = self.networks.text_encoder.bind(params["text_encoder"])(inputs.input_ids)
         context, subjects = text, None
         if is_sdm:
             encoder = self.networks.image_encoder.bind(params["image_encoder"])

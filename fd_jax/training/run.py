@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.pictures import check_folder
 from fd_jax.settings import to_json
-from fd_jax.training import metrics
+from fd_jax.training import encoding, metrics
 from fd_jax.training.config import TrainConfig, check_same
 from fd_jax.training.feed import Feed
 from fd_jax.training.initialize import Sizes, read_sizes
@@ -47,7 +48,8 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
     check_folder(workdir)
     sizes = _sizes(config)
     tokenizer_folder = config.init.base and config.init.base / "tokenizer"
-    loader = Loader(config.data, tokenizer_folder, config.loop.seed)
+    load = partial(Loader, config.data, tokenizer_folder, config.loop.seed)
+    loader = load()
     stored = _stored(workdir, config, loader)
     compute = config.compute
     networks = make_networks(
@@ -64,14 +66,17 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
     )
     with folder as checkpoints, jax.default_matmul_precision(_precision(compute.dtype)):
         model = Model(config, sizes, networks, mesh)
+        encoding.check(config, model.factors)
         state, frozen, meta = model.begin(workdir, checkpoints)
         if not stored and jax.process_index() == 0:
             _write_stored(workdir, config, loader)
-        if meta is not None:
+        if meta is not None or config.data.encodings is not None:
             loader.close()
-            loader = Loader(
-                config.data, tokenizer_folder, config.loop.seed, position=meta["position"]
-            )
+            encodings = None
+            if config.data.encodings is not None:
+                tokenizer = load_tokenizer(tokenizer_folder or TOKENIZER)
+                encodings = encoding.build(config, loader.source, tokenizer, networks, frozen)
+            loader = load(position=meta["position"] if meta else 0, encodings=encodings)
         feed = Feed(loader, mesh)
         tools = Tools(
             train_step=model.train_step(state),

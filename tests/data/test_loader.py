@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from data_items import item, write_folder
@@ -39,15 +40,15 @@ def take(loader, count):
 
 def assert_equal(first, second):
     for one, two in zip(first, second, strict=True):
-        for a, b in zip(one, two, strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 def dealt(shares):
     """The batches whose row j * n + p is row j of the share of process p of n."""
     return [
-        Example(*(np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:]) for arrays in rows))
-        for rows in (zip(*batches, strict=True) for batches in zip(*shares, strict=True))
+        jax.tree.map(lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *batches)
+        for batches in zip(*shares, strict=True)
     ]
 
 
@@ -58,7 +59,7 @@ def indices(batches):
 def test_batches(load):
     batch = next(load())
 
-    shapes = [(array.shape, array.dtype.name) for array in batch]
+    shapes = [(array.shape, array.dtype.name) for array in jax.tree.leaves(batch)]
     assert shapes == [
         ((4, 16, 16, 3), "uint8"),
         ((4, 16, 16), "uint8"),
@@ -70,7 +71,9 @@ def test_batches(load):
         ((4,), "int32"),
     ]
     assert isinstance(batch, Example)
-    assert all(type(array) is np.ndarray and array.flags.c_contiguous for array in batch)
+    for array in jax.tree.leaves(batch):
+        assert type(array) is np.ndarray
+        assert array.flags.c_contiguous
 
 
 def test_every_epoch_holds_every_item_in_another_order(load):
@@ -144,7 +147,9 @@ def test_worker_processes_change_nothing(load):
     loader.close()
 
     assert_equal(found, expected)
-    assert all(type(array) is np.ndarray and array.flags.owndata for array in found[0])
+    for array in jax.tree.leaves(found[0]):
+        assert type(array) is np.ndarray
+        assert array.flags.owndata
     with pytest.raises(StopIteration):
         next(loader)
 
