@@ -282,6 +282,15 @@ def in_bfloat16(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), tree)
 
 
+class Exchange(NamedTuple):
+    """A collective operation of a program."""
+
+    kind: str
+    size: int  # in bytes, of what comes out of it on one chip
+    in_loop: bool
+    is_async: bool  # goes on while the chip computes
+
+
 class HLO:
     """The text of a compiled program, and which of it is inside of loops.
 
@@ -295,7 +304,7 @@ class HLO:
         r"|\b(?:branch_computations|called_computations)=\{([^}]*)\}"
     )
     _COLLECTIVE = re.compile(
-        r"= .*?\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+        r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
     )
     _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)")
     _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -332,16 +341,26 @@ class HLO:
         names = [one for one, _ in found] + [x for _, some in found for x in some.split(",")]
         return [x.strip().lstrip("%") for x in names if x]
 
-    def collectives(self, *, in_loops: bool, only_async: bool = False) -> dict[str, int]:
-        """How many instructions move numbers between chips, by their names.
+    def exchanges(self) -> list[Exchange]:
+        """All that moves numbers between chips."""
+        found: dict[str, Exchange] = {}
+        for name, lines in self.lines.items():
+            # How the compiler for TPUs marks what goes on while the chip computes.
+            starts = any('custom_call_target="AsyncCollectiveStart"' in line for line in lines)
+            for line in lines:
+                if (match := self._COLLECTIVE.search(line)) is None:
+                    continue
+                # One exchange is in several fusions: where it starts, goes on and ends.
+                channel = re.search(r"channel_id=\d+", line)
+                key = channel[0] if channel else line
+                size = sum(map(self._size, self._ARRAY.finditer(match[1])))
+                is_async = starts or match[3] is not None or (key in found and found[key].is_async)
+                found[key] = Exchange(match[2], size, name in self.in_loops, is_async)
+        return list(found.values())
 
-        Args:
-            in_loops: Those in loops, or all others.
-            only_async: Those that go on while the chip computes.
-        """
-        names = [name for name in self.lines if (name in self.in_loops) == in_loops]
-        matches = (self._COLLECTIVE.search(line) for name in names for line in self.lines[name])
-        return dict(Counter(m[1] for m in matches if m and (m[2] or not only_async)))
+    def collectives(self, *, in_loops: bool) -> dict[str, int]:
+        """How many exchanges there are, by their kinds."""
+        return dict(Counter(x.kind for x in self.exchanges() if x.in_loop == in_loops))
 
     def hbm_bytes(self, name: str | None = None) -> int:
         """Bytes that a computation, by default all, moves to and from the chip's main memory.
@@ -410,6 +429,7 @@ def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[s
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
     memory, hlo = compiled.memory_analysis(), HLO(compiled.as_text())
+    exchanges = hlo.exchanges()
 
     def an_image(of_a_trip: float) -> float:
         return round(of_a_trip * program.trips / case.batch / GB, 6)
@@ -425,7 +445,8 @@ def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[s
         "hbm_gb_per_image": an_image(hlo.hbm_bytes()),
         "accessed_gb_per_image": an_image(compiled.cost_analysis()["bytes accessed"]),
         "collectives": hlo.collectives(in_loops=False),
-        "of_these_async": hlo.collectives(in_loops=False, only_async=True),
+        "exchanged_gb": round(sum(x.size for x in exchanges) / GB, 6),
+        "of_it_async_gb": round(sum(x.size for x in exchanges if x.is_async) / GB, 6),
         "collectives_in_loops": hlo.collectives(in_loops=True),
         "unet_bodies": hlo.unet_convolutions / convolutions(case),
         "pallas_calls": hlo.pallas_calls,
