@@ -1,21 +1,25 @@
 """What the benchmarks share: taking turns, comparing, and PyTorch models that sample as ours."""
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from fd_jax.checkpoints.torch_weights import Part
 
 ROOT = Path(__file__).parents[1]
+TIMED_OUT = "ended after"
+LAST_WORDS = 30  # lines of a process that failed
 FUSION, SUBJECT = 1, 2  # stages, numbered as in fd_jax, whose module of them needs JAX
 
 
@@ -56,11 +62,33 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def torch_model(cls: type, config: Any, params: dict, names: "Part") -> nn.Module:
+def random_weights(abstract: dict, name: str) -> dict:
+    """Parameters that follow from `name`, as `fd_jax.demo_checkpoints.random_params` draws them.
+
+    Where the variable BENCHMARK_WEIGHTS names a folder they are kept there, and read the next time:
+    drawing those of full size takes longer than anything else before the first program is compiled.
+    """
+    from fd_jax import ops, params
+    from fd_jax.demo_checkpoints import random_params
+
+    if "BENCHMARK_WEIGHTS" not in os.environ:
+        return random_params(abstract, 0, name)
+    path = Path(os.environ["BENCHMARK_WEIGHTS"], f"{name}-{ops.num_params(abstract)}.safetensors")
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        safetensors.numpy.save_file(params.flat(random_params(abstract, 0, name)), unfinished)
+        unfinished.rename(path)
+    return params.nested(safetensors.numpy.load_file(path))
+
+
+def torch_model(
+    cls: type, config: Any, params: dict, names: "Part", device: str = "cpu"
+) -> nn.Module:
     """A model of diffusers or transformers with the same weights, none of which trains."""
     from fd_jax.checkpoints.torch_weights import export  # needs JAX, which a peer may do without
 
-    model = cls.from_config(config) if isinstance(config, dict) else cls(config)
+    with torch.device(device):
+        model = cls.from_config(config) if isinstance(config, dict) else cls(config)
     model = model.eval().requires_grad_(False)
     state = {name: torch.from_numpy(value) for name, value in export(params, names)}
     if cls is AutoencoderKL:
@@ -157,6 +185,29 @@ def torch_sample(
     return x, Seen(*map(torch.stack, zip(*rows, strict=True))) if trace else None
 
 
+class FusionMLP(nn.Module):
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(in_dim)
+        self.fc1, self.fc2 = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.layernorm(x))))
+
+
+class Fusion(nn.Module):
+    """Makes words of subjects, and of the words of a prompt that stand for them."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.mlp1, self.mlp2 = FusionMLP(2 * dim, dim), FusionMLP(dim, dim)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, words: Tensor, subjects: Tensor) -> Tensor:
+        h = self.mlp1(torch.cat([words, subjects], dim=-1)) + words
+        return self.layer_norm(self.mlp2(h) + h)
+
+
 class Bundle(NamedTuple):
     """The models of a folder that `fd_jax.checkpoints.bundle` writes."""
 
@@ -165,7 +216,7 @@ class Bundle(NamedTuple):
     vae: nn.Module
     text: nn.Module
     vision: nn.Module
-    fusion: dict[str, Tensor]  # weights
+    fusion: nn.Module
 
     def contexts(
         self,
@@ -183,19 +234,7 @@ class Bundle(NamedTuple):
         subjects = self.vision(pixel_values=nchw(pixels)).image_embeds
         rows, places = np.nonzero(has_subject)
         where = tuple(map(torch.from_numpy, (rows, subject_token_index[rows, places])))
-        return null, text, text.index_put(where, self._fuse(text[where], subjects))
-
-    def _fuse(self, words: Tensor, subjects: Tensor) -> Tensor:
-        def apply(kind: Callable, x: Tensor, name: str, *args) -> Tensor:
-            return kind(x, *args, self.fusion[f"{name}.weight"], self.fusion[f"{name}.bias"])
-
-        def mlp(x: Tensor, name: str) -> Tensor:
-            x = apply(F.layer_norm, x, f"{name}.layernorm", x.shape[-1:])
-            return apply(F.linear, F.gelu(apply(F.linear, x, f"{name}.fc1")), f"{name}.fc2")
-
-        h = mlp(torch.cat([words, subjects], dim=-1), "mlp1") + words
-        h = mlp(h, "mlp2") + h
-        return apply(F.layer_norm, h, "layer_norm", h.shape[-1:])
+        return null, text, text.index_put(where, self.fusion(text[where], subjects))
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images in 0..1."""
@@ -205,7 +244,8 @@ class Bundle(NamedTuple):
 
 def read_bundle(folder: Path) -> Bundle:
     """Reads the models, in float32."""
-    tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("sdm", "tdm")}
+    files = {name: folder / f"{name}.safetensors" for name in ("sdm", "tdm")}
+    tensors = {name: safetensors.torch.load_file(path) for name, path in files.items()}
 
     def weights(name: str, prefix: str) -> dict[str, Tensor]:
         held = tensors[name].items()
@@ -214,52 +254,97 @@ def read_bundle(folder: Path) -> Bundle:
     def config(part: str) -> dict[str, Any]:
         return json.loads((folder / part / "config.json").read_text())
 
+    text = CLIPTextConfig(**config("base/text_encoder"))
     models = {
         "tdm": UNet2DConditionModel.from_config(config("base/unet")),
         "sdm": UNet2DConditionModel.from_config(config("base/unet")),
-        "text": CLIPTextModel(CLIPTextConfig(**config("base/text_encoder"))),
+        "text": CLIPTextModel(text),
         "vision": CLIPVisionModelWithProjection(CLIPVisionConfig(**config("clip"))),
+        "fusion": Fusion(text.hidden_size),
     }
     models["tdm"].load_state_dict(weights("tdm", "unet."))
     models["sdm"].load_state_dict(weights("sdm", "unet."))
     models["text"].load_state_dict(weights("sdm", "text_encoder."))
     models["vision"].load_state_dict(weights("sdm", "image_encoder."))
+    models["fusion"].load_state_dict(weights("sdm", "postfuse_module."))
     models["vae"] = AutoencoderKL.from_pretrained(
         folder / "base/vae", torch_dtype=torch.float32, low_cpu_mem_usage=False
     )
     for model in models.values():
         model.eval()
-    return Bundle(**models, fusion=weights("sdm", "postfuse_module."))
+    return Bundle(**models)
+
+
+class TaskError(Exception):
+    """A process has not done its task."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        found = str(self).lower()
+        return "resource_exhausted" in found or "out of memory" in found
+
+    @property
+    def timed_out(self) -> bool:
+        return str(self).startswith(TIMED_OUT)
 
 
 def in_process(
-    script: str, task: Any, environment: Mapping[str, str], cpus: Collection[int] | None = None
+    script: str,
+    task: Any,
+    environment: Mapping[str, str],
+    *,
+    cpus: Collection[int] | None = None,
+    timeout: float | None = None,
 ) -> Any:
-    """Has a script do a task, `--task TASK OUT`, and returns the JSON that it writes to OUT.
+    """Has a script do a task, `--task TASK OUT`, and returns what `do_task` writes to OUT.
 
     Args:
         script: Path of the script.
         task: What it is to do, in JSON's types.
         environment: Variables besides those of this process.
         cpus: Which it may use; all of this process by default.
+        timeout: Seconds after which it is ended, with all that it has started.
 
-    Returns:
-        None if it fails, as it does where memory runs out. Its last words are printed.
+    Raises:
+        TaskError: It failed, as it does where memory runs out, or took too long.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     cpus = cpus or os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out.json")
+        out, log = Path(folder, "out.json"), Path(folder, "stderr")
         command = [sys.executable, script, "--task", json.dumps(task), str(out)]
-        done = subprocess.run(
-            command,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        )
-        if done.returncode:
-            print(f"  {(done.stderr.strip().splitlines() or ['no message'])[-1]}"[:300])
-            return None
-        return json.loads(out.read_text())
+        with (
+            log.open("wb") as said,
+            subprocess.Popen(
+                command,
+                env=environment,
+                stderr=said,
+                start_new_session=True,  # compilers start processes of their own
+                preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            ) as process,
+        ):
+            try:
+                process.wait(timeout)
+                error = f"exit status {process.returncode}"
+            except subprocess.TimeoutExpired:
+                error = f"{TIMED_OUT} {timeout:.0f} s"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        found = json.loads(out.read_text()) if out.exists() else {}
+        if "result" not in found:
+            last = log.read_text(errors="replace").splitlines()[-LAST_WORDS:]
+            print(*last, sep="\n", file=sys.stderr, flush=True)
+            raise TaskError(found.get("error", error))
+        return found["result"]
+
+
+def do_task(function: Callable[[Any], Any], task: str, out: str) -> None:
+    """Does what `in_process` asks for, and writes the result, or what went wrong."""
+    try:
+        found = {"result": function(json.loads(task))}
+    except Exception as error:
+        traceback.print_exc()
+        # First words: JAX and PyTorch add many lines on memory and on traces.
+        found = {"error": f"{type(error).__name__}: {error}"[:500]}
+    Path(out).write_text(json.dumps(found))

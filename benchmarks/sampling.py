@@ -1,8 +1,7 @@
 """Sampling against PyTorch and against diffusers' Flax, in one run.
 
     pip install -r benchmarks/requirements.txt
-    PYTHONPATH=. python benchmarks/sampling.py          # on a CPU: a UNet call, small models
-    PYTHONPATH=. python benchmarks/sampling.py --full   # on a GPU: full-size pictures, bfloat16
+    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/sampling.py   # on a CPU
 
 The peers are called in turn, round after round, so that whatever else the machine does hits all
 of them; a ratio is that of the medians. Their outputs are compared too.
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,16 +22,27 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
 
-from benchmarks.peers import in_turn, nchw, nhwc, relative, show, torch_model, torch_sample
+from benchmarks.peers import (
+    in_turn,
+    nchw,
+    nhwc,
+    random_weights,
+    relative,
+    show,
+    torch_model,
+    torch_sample,
+)
 from fd_jax.checkpoints.torch_weights import UNET, VAE, Part
 from fd_jax.config import Configs
-from fd_jax.demo_checkpoints import CONFIGS, random_params
+from fd_jax.demo_checkpoints import CONFIGS
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
-from fd_jax.sampling.stages import SamplerConfig, make_steps
+from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+from fd_jax.types import Params
 
 UNET_PEERS = ("fd_jax", "PyTorch diffusers", "Flax diffusers")
 
@@ -51,34 +62,54 @@ def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndar
     return x, rng.standard_normal(shape, np.float32)
 
 
+def our_unet(configs: Configs, dtype: str = "float32") -> tuple[Callable[..., jax.Array], tuple]:
+    """The UNet, not yet compiled, and arguments of batch 2, on the device."""
+    network = make_networks(configs, dtype=dtype).unet
+    (x, contexts), t = inputs(configs, 2, configs.unet.sample_size), np.array([500, 500], np.int32)
+    args = jax.device_put((random_weights(network.abstract, "tdm"), x, t, contexts[0]))
+    return jax.jit(lambda params, *xs: network.bind(params)(*xs)), args
+
+
+def their_unet(
+    configs: Configs, dtype: str = "float32", device: str = "cpu"
+) -> Callable[[], np.ndarray]:
+    """The same call of PyTorch."""
+    params = random_weights(make_networks(configs).unet.abstract, "tdm")
+    model = torch_model(
+        UNet2DConditionModel, configs.unet.to_json(), params, Part(UNET), device
+    ).to(getattr(torch, dtype))
+    x, contexts = inputs(configs, 2, configs.unet.sample_size)
+    first, context = (a.to(device, model.dtype) for a in (nchw(x), torch.from_numpy(contexts[0])))
+    t = torch.tensor([500, 500], device=device)
+
+    def call() -> np.ndarray:
+        with torch.inference_mode():
+            return nhwc(model(first, t, context).sample)
+
+    return call
+
+
+def flax_unet(configs: Configs) -> Callable[[], np.ndarray]:
+    """The same call of diffusers' Flax, with other weights."""
+    from diffusers import FlaxUNet2DConditionModel
+
+    model = FlaxUNet2DConditionModel(
+        sample_size=configs.unet.sample_size, cross_attention_dim=configs.unet.cross_attention_dim
+    )
+    shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
+    weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, jnp.float32), shapes)
+    (x, contexts), t = inputs(configs, 2, configs.unet.sample_size), np.array([500, 500], np.int32)
+    args = np.moveaxis(x, -1, 1), t, contexts[0]
+    call = jax.jit(lambda p, *xs: model.apply({"params": p}, *xs).sample)
+    return lambda: np.asarray(call(weights, *args))
+
+
 def unet_peer(name: str) -> Callable[[], np.ndarray]:
     """One call of the Stable Diffusion 1.5 UNet, batch 2, float32, by one of the peers."""
-    configs = Configs()
-    (x, contexts), t = inputs(configs, 2, 64), np.array([500, 500], np.int32)
-    context, first = contexts[0], np.moveaxis(x, -1, 1)
-    if name == "Flax diffusers":
-        from diffusers import FlaxUNet2DConditionModel
-
-        model = FlaxUNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        shapes = jax.eval_shape(lambda: model.init_weights(jax.random.key(0)))
-        weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, jnp.float32), shapes)
-        call = jax.jit(lambda p, *xs: model.apply({"params": p}, *xs).sample)
-        return lambda: np.asarray(call(weights, first, t, context))
-    network = make_networks(configs).unet
-    params = random_params(network.abstract, 0, "unet")
     if name == "fd_jax":
-        on_device = jax.device_put(params)
-        call = jax.jit(lambda params, *xs: network.bind(params)(*xs))
-        return lambda: np.asarray(call(on_device, x, t, context))
-    theirs = torch_model(UNet2DConditionModel, configs.unet.to_json(), params, Part(UNET))
-    del params
-
-    def pytorch() -> np.ndarray:
-        with torch.inference_mode():
-            eps = theirs(nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
-        return np.moveaxis(eps.numpy(), 1, -1)
-
-    return pytorch
+        call, args = our_unet(Configs())
+        return lambda: np.asarray(call(*args))
+    return (their_unet if name == "PyTorch diffusers" else flax_unet)(Configs())
 
 
 def time_unet_peer(name: str, out: str) -> None:
@@ -114,82 +145,104 @@ def compare_unet(rounds: int) -> None:
     print(f"  relative L2 difference of fd_jax to PyTorch: {error:.1e}")
 
 
-def our_sampler(networks: Networks, params: dict, x, contexts, guidance: float, steps):
-    """Latents to images, as the pipeline does it: one scan, then one image after another."""
+def draw(networks: Networks) -> dict[str, Params]:
+    abstract = {"tdm": networks.unet, "sdm": networks.unet, "vae": networks.vae}
+    return {name: random_weights(network.abstract, name) for name, network in abstract.items()}
 
-    @jax.jit
-    def run(params, x, contexts, guidance, steps):
+
+def our_sampler(networks: Networks) -> Callable[..., jax.Array]:
+    """From latents to images, as the pipeline does it: one scan, then one image after another."""
+
+    def run(params: dict, x: jax.Array, contexts: jax.Array, guidance: jax.Array, steps: Steps):
         tdm, sdm = networks.unet.bind(params["tdm"]), networks.unet.bind(params["sdm"])
         state, _ = sample(tdm, sdm, init_state(x), contexts, guidance, steps)
         vae = networks.vae.bind(params["vae"])
         return jax.lax.map(lambda row: vae.decode(row[None])[0], state.x)
 
-    on_device = jax.device_put((params, x, contexts))
-    return lambda: np.asarray(run(*on_device, np.float32(guidance), steps))
+    return jax.jit(run)
 
 
-def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: int, *, full: bool):
-    """Whole pictures, from noise and contexts."""
-    dtype, device = ("bfloat16", "cuda") if full else ("float32", "cpu")
-    networks = make_networks(configs, dtype=dtype)
-    seeds = {"tdm": networks.unet, "sdm": networks.unet, "vae": networks.vae}
-    params = {key: random_params(network.abstract, 0, key) for key, network in seeds.items()}
-    models = {
-        key: torch_model(*kind, params[key], part).to(device, torch.float16 if full else None)
-        for key, kind, part in (
-            ("tdm", (UNet2DConditionModel, configs.unet.to_json()), Part(UNET)),
-            ("sdm", (UNet2DConditionModel, configs.unet.to_json()), Part(UNET)),
-            ("vae", (AutoencoderKL, configs.vae.to_json()), Part(VAE)),
-        )
-    }
-    if full:
-        kernels = {"bfloat16": jnp.bfloat16}[dtype]
-        params = jax.tree.map(lambda p: p.astype(kernels) if p.ndim > 1 else p, params)
-        for key in ("tdm", "sdm"):
-            models[key] = torch.compile(models[key].to(memory_format=torch.channels_last))
-    steps = make_steps(SamplerConfig(), ScheduleConfig())
+def their_sampler(
+    configs: Configs,
+    params: dict[str, Params],
+    steps: Steps,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    compiled: bool = False,
+) -> Callable[..., np.ndarray]:
+    """The same of PyTorch. Latents stay float32, as ours do, whatever the dtype of the models."""
+    kind, is_gpu = getattr(torch, dtype), device == "cuda"
     times = steps.solver.t.tolist()
     table = {
         "times": times,
         "stages": steps.stage.tolist(),
         "levels": torch.from_numpy(alphas_cumprod(ScheduleConfig())[[*times, 0]]),
     }
+
+    def load(name: str, cls: type, config: dict, part: Part) -> nn.Module:
+        model = torch_model(cls, config, params[name], part, device).to(kind)
+        return model.to(memory_format=torch.channels_last) if is_gpu else model
+
+    def compile(call: Callable) -> Callable:
+        return torch.compile(call, dynamic=False) if compiled else call
+
+    def load_unet(name: str) -> Callable[..., types.SimpleNamespace]:
+        call = compile(load(name, UNet2DConditionModel, configs.unet.to_json(), Part(UNET)))
+
+        def predict(x: Tensor, t: int, context: Tensor) -> types.SimpleNamespace:
+            # As a number, each timestep would be compiled anew.
+            t = torch.full(x.shape[:1], t, device=device)
+            return types.SimpleNamespace(sample=call(x.to(kind), t, context).sample.float())
+
+        return predict
+
+    unets = load_unet("tdm"), load_unet("sdm")
+    vae = load("vae", AutoencoderKL, configs.vae.to_json(), Part(VAE))
+    decode = compile(vae.decode)
+
+    def run(x: np.ndarray, contexts: np.ndarray, guidance: float) -> np.ndarray:
+        with torch.inference_mode():
+            context = torch.from_numpy(contexts).to(device, kind)
+            latents, _ = torch_sample(*unets, nchw(x).to(device), context, guidance, **table)
+            scaled = (latents / vae.config.scaling_factor).to(kind)
+            return nhwc(torch.cat([decode(row[None]).sample for row in scaled]))
+
+    return run
+
+
+def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: int) -> None:
+    """Whole pictures, from noise and contexts."""
+    networks, steps = make_networks(configs), make_steps(SamplerConfig(), ScheduleConfig())
+    params = draw(networks)
+    theirs, on_device = their_sampler(configs, params, steps), jax.device_put(params)
     print(f"\n{len(steps.stage)} steps: {steps.num_evaluations} UNet evaluations per picture")
     for batch in batches:
         x, contexts = inputs(configs, batch, size)
-        before = len(compilations)
+        before, run = len(compilations), our_sampler(networks)
+
+        def ours(run=run, x=x, contexts=contexts) -> np.ndarray:
+            return np.asarray(run(on_device, x, contexts, np.float32(5), steps))
+
+        def pytorch(x=x, contexts=contexts) -> np.ndarray:
+            return theirs(x, contexts, 5.0)
+
         begin = time.perf_counter()
-        ours = our_sampler(networks, params, x, contexts, 5.0, steps)
         images = ours()
         first = time.perf_counter() - begin
-        half = {"device": device, "dtype": torch.float16} if full else {}
-
-        def pytorch(x=x, contexts=contexts, half=half) -> np.ndarray:
-            with torch.inference_mode():
-                start, context = nchw(x).to(**half), torch.from_numpy(contexts).to(**half)
-                unets, vae = (models["tdm"], models["sdm"]), models["vae"]
-                latents, _ = torch_sample(*unets, start, context, 5.0, **table)
-                scaled = latents / vae.config.scaling_factor
-                return nhwc(torch.cat([vae.decode(row[None]).sample for row in scaled]))
-
         error = relative(images, pytorch())
-        title = f"{batch} pictures of {size * configs.vae.downscale} px, {dtype}"
+        title = f"{batch} pictures of {size * configs.vae.downscale} px, float32"
         show(title, in_turn({"fd_jax": ours, "PyTorch diffusers": pytorch}, rounds))
         print(f"  relative L2 difference: {error:.1e}; first call {first:.1f} s")
         print(f"  compilations: {len(compilations) - before}", end="; ")
         before = len(compilations)
         ours()
         print(f"in a second call: {len(compilations) - before}")
-        if full:
-            peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
-            theirs = torch.cuda.max_memory_allocated()
-            print(f"  peak memory: fd_jax {peak / 2**30:.1f} GiB, PyTorch {theirs / 2**30:.1f} GiB")
 
 
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--full", action="store_true", help="full-size pictures, on a GPU")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--unet-peer", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -197,13 +250,8 @@ def main() -> None:
         return time_unet_peer(*arguments.unet_peer)
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}")
-    if arguments.full:
-        if jax.default_backend() != "gpu" or not torch.cuda.is_available():
-            parser.error("--full needs a GPU that both JAX and PyTorch see")
-        compare_sampling(Configs(), [1, 4, 16], 64, arguments.rounds, full=True)
-    else:
-        compare_unet(arguments.rounds)
-        compare_sampling(CONFIGS, [1, 4], 32, arguments.rounds, full=False)
+    compare_unet(arguments.rounds)
+    compare_sampling(CONFIGS, [1, 4], 32, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -4,28 +4,30 @@ import dataclasses
 import resource
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.peers import random_weights
 from benchmarks.torch_step import Trainer
 from configs import sdm_ffhq, sdm_small, tdm_ffhq, tdm_small
 from fd_jax import params, runtime, sharding
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import DataConfig
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.training.config import ModelConfig, TrainConfig
 from fd_jax.training.feed import place
-from fd_jax.training.flops import peak_flops
 from fd_jax.training.initialize import read_sizes
 from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
 from fd_jax.training.run import Model
 from fd_jax.training.step import TrainState, init_state
+from fd_jax.types import Params
 
 PEERS = ("fd_jax", "PyTorch diffusers")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # PyTorch's
@@ -40,6 +42,8 @@ class Trial:
     batch_size: int
     full: bool = False  # size and dtype
     remat: str = "none"
+    encoded: bool = False  # images and captions are encoded beforehand
+    compiled: bool = False  # PyTorch's UNet
     steps: int = 6  # after the first
 
     def config(self) -> TrainConfig:
@@ -49,10 +53,11 @@ class Trial:
             "tdm": (tdm_ffhq.CONFIG, tdm_small.CONFIG),
         }[self.kind]
         base = full if self.full else small
+        encodings = Path("encodings") if self.encoded else None
         return dataclasses.replace(
             base,
             model=ModelConfig() if self.full else small.model,
-            data=dataclasses.replace(base.data, batch_size=self.batch_size),
+            data=dataclasses.replace(base.data, batch_size=self.batch_size, encodings=encodings),
             optimizer=full.optimizer,
             compute=dataclasses.replace(base.compute, remat=self.remat),
         )
@@ -69,12 +74,18 @@ class Task:
             self.sizes.configs, dtype=compute.dtype, attention=compute.attention, remat=trial.remat
         )
         self.model = Model(config, self.sizes, self.networks, sharding.make_mesh())
-        self.params = {
-            part: random_params(getattr(self.networks, part).abstract, 0, part)
-            for part in PARTS[trial.kind]
-        }
-        self.batch = random_batch(config.data)
+        self.batch = random_batch(config.data, self.model.abstract_batch().examples)
         self.key = jax.random.key(config.loop.seed)
+
+    @cached_property
+    def params(self) -> dict[str, Params]:
+        kind = self.trial.kind
+        return {
+            part: random_weights(
+                getattr(self.networks, part).abstract, kind if part == "unet" else part
+            )
+            for part in PARTS[kind]
+        }
 
     def flops(self) -> int:
         """Of a step, as the model asks for them."""
@@ -90,7 +101,7 @@ class Task:
         return [jax.device_get(draw(key, self.batch)) for key in keys]
 
 
-def random_batch(data: DataConfig) -> Batch:
+def random_batch(data: DataConfig, shapes: Example) -> Batch:
     """Examples of noise, with as many subjects as there is room for but for one row of eight."""
     rng = np.random.default_rng(0)
     count, side, small = data.batch_size, data.resolution, data.object_resolution
@@ -98,8 +109,19 @@ def random_batch(data: DataConfig) -> Batch:
     columns = np.arange(side) * (subjects + 1) // side  # 0: background
     present = np.broadcast_to(np.arange(count)[:, None] % 8 != 7, (count, subjects))
     where = np.broadcast_to(1 + 2 * np.arange(subjects, dtype=np.int32), (count, subjects))
+
+    def encoding(shape: jax.ShapeDtypeStruct | None) -> np.ndarray | None:
+        if shape is None:
+            return None
+        found = rng.standard_normal(shape.shape, np.float32)
+        # As bfloat16 is stored.
+        return found.astype(jnp.bfloat16).view(np.uint16) if shape.dtype == np.uint16 else found
+
+    image = rng.integers(0, 256, (count, side, side, 3), np.uint8)
     examples = Example(
-        image=rng.integers(0, 256, (count, side, side, 3), np.uint8),
+        image=image if shapes.image is not None else None,
+        moments=encoding(shapes.moments),
+        text=encoding(shapes.text),
         segment_map=np.broadcast_to(columns.astype(np.uint8), (count, side, side)).copy(),
         subject_pixels=rng.integers(0, 256, (count, subjects, small, small, 3), np.uint8),
         subject_ids=np.broadcast_to(np.arange(1, subjects + 1, dtype=np.uint8), present.shape),
@@ -137,6 +159,7 @@ def their_steps(task: Task) -> Iterator[dict[str, float]]:
         device=DEVICE,
         autocast=task.model.config.compute.dtype == "bfloat16",
         checkpointing=trial.remat == "blocks",
+        compiled=trial.compiled,
     )
     draws = task.draws()
     batch = trainer.place(jax.device_get(to_inputs(task.batch.examples)))
@@ -159,18 +182,14 @@ def run(trial: Trial) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin[0])
         cpu_seconds.append(time.process_time() - begin[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    kind = "cpu"
     if trial.peer != "fd_jax" and DEVICE == "cuda":
-        peak, kind = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+        peak = torch.cuda.max_memory_allocated()
     elif (device := jax.devices()[0]).platform == "gpu":
-        peak, kind = device.memory_stats()["peak_bytes_in_use"], device.device_kind
+        peak = device.memory_stats()["peak_bytes_in_use"]
     return {
         "first": seconds[0],
         "seconds": seconds[1:],
         "cpu_seconds": cpu_seconds[1:],
         "metrics": metrics,
         "memory": peak,
-        "device": kind,
-        "flops": task.flops(),
-        "peak_flops": peak_flops(kind),
     }

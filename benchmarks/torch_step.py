@@ -3,12 +3,14 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -17,7 +19,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from benchmarks.peers import nchw, torch_model
+from benchmarks.peers import Fusion, nchw, torch_model
 from fd_jax.checkpoints.torch_weights import (
     IMAGE_ENCODER,
     SUBJECT_FUSION,
@@ -50,33 +52,6 @@ class KeepsMap(AttnProcessor2_0):
         return attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probs, v)))
 
 
-class FusionMLP(nn.Module):
-    def __init__(self, in_dim: int, dim: int):
-        super().__init__()
-        self.layernorm = nn.LayerNorm(in_dim)
-        self.fc1, self.fc2 = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.layernorm(x))))
-
-
-class Fusion(nn.Module):
-    """Writes subjects into the words of a prompt."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.mlp1, self.mlp2 = FusionMLP(2 * dim, dim), FusionMLP(dim, dim)
-        self.layer_norm = nn.LayerNorm(dim)
-
-    def forward(self, text: Tensor, subjects: Tensor, index: Tensor, present: Tensor) -> Tensor:
-        rows, places = present.nonzero(as_tuple=True)
-        where = rows, index[rows, places]
-        psi = text[where]
-        h = self.mlp1(torch.cat([psi, subjects[rows, places]], dim=-1)) + psi
-        h = self.layer_norm(self.mlp2(h) + h)
-        return text.index_put(where, h.to(text.dtype))
-
-
 class Trainer:
     """Models, optimizer and step.
 
@@ -87,6 +62,7 @@ class Trainer:
         device: Where.
         autocast: Whether to compute in bfloat16, by autocast.
         checkpointing: Whether blocks of the UNet are computed again on the way back.
+        compiled: Whether the UNet is compiled.
     """
 
     def __init__(
@@ -98,36 +74,37 @@ class Trainer:
         device: str,
         autocast: bool,
         checkpointing: bool,
+        compiled: bool,
     ):
         self.config, self.device, self.autocast = config, device, autocast
         self.maps: dict[str, Tensor] = {}
         self.alpha_bar = torch.from_numpy(alphas_cumprod(ScheduleConfig())).float().to(device)
-        self.vae = torch_model(AutoencoderKL, configs.vae.to_json(), params["vae"], Part(VAE))
+
+        def model(cls: type, config: Any, part: str, names: dict) -> nn.Module:
+            return torch_model(cls, config, params[part], Part(names), device)
+
+        self.vae = model(AutoencoderKL, configs.vae.to_json(), "vae", VAE)
         text = CLIPTextConfig(**configs.text_encoder.to_json())
-        self.text = torch_model(CLIPTextModel, text, params["text_encoder"], Part(TEXT_ENCODER))
-        unet = configs.unet.to_json()
-        self.unet = torch_model(UNet2DConditionModel, unet, params["unet"], Part(UNET))
-        models, trained = [self.vae, self.text, self.unet], [self.unet]
+        self.text = model(CLIPTextModel, text, "text_encoder", TEXT_ENCODER)
+        self.unet = model(UNet2DConditionModel, configs.unet.to_json(), "unet", UNET)
+        trained = [self.unet]
         if config.kind == "sdm":
             vision = CLIPVisionConfig(**configs.image_encoder.to_json())
-            self.vision = torch_model(
-                CLIPVisionModelWithProjection, vision, params["image_encoder"], Part(IMAGE_ENCODER)
+            self.vision = model(
+                CLIPVisionModelWithProjection, vision, "image_encoder", IMAGE_ENCODER
             )
             width = configs.text_encoder.hidden_size
-            fusion = params["subject_fusion"], Part(SUBJECT_FUSION)
-            self.fusion = torch_model(Fusion, width, *fusion)
-            models += [self.vision, self.fusion]
+            self.fusion = model(Fusion, width, "subject_fusion", SUBJECT_FUSION)
             trained += [self.fusion, *self.vision.vision_model.encoder.layers[-2:]]
             self._keep_maps()
-        for model in models:
-            model.to(device)
         if device == "cuda":
-            for model in (self.vae, self.unet):
-                model.to(memory_format=torch.channels_last)
+            for network in (self.vae, self.unet):
+                network.to(memory_format=torch.channels_last)
         self.trained = [p.requires_grad_() for module in trained for p in module.parameters()]
         self.unet.train()
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.predict = torch.compile(self.unet, dynamic=False) if compiled else self.unet
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=1e-5, weight_decay=1e-2, fused=device == "cuda"
         )
@@ -142,10 +119,14 @@ class Trainer:
 
     def place(self, inputs: Inputs) -> dict[str, Tensor]:
         """A batch as PyTorch has it."""
-        found = {
-            "image": nchw(np.asarray(inputs.image)),
-            "ids": torch.from_numpy(np.array(inputs.input_ids)).long(),
-        }
+        if inputs.image is not None:
+            found = {
+                "image": nchw(np.asarray(inputs.image)),
+                "ids": torch.from_numpy(np.array(inputs.input_ids)).long(),
+            }
+        else:
+            moments, text = (np.asarray(x, np.float32) for x in (inputs.moments, inputs.text))
+            found = {"moments": nchw(moments), "text": torch.from_numpy(text)}
         if self.config.kind == "sdm":
             found |= self._subjects(inputs)
         return {name: value.to(self.device) for name, value in found.items()}
@@ -156,7 +137,7 @@ class Trainer:
         masks = torch.from_numpy(np.array(inputs.subject_masks))
         present = torch.from_numpy(np.array(inputs.has_subject))
         # The noise loss's mask: the union; everything where there is no subject.
-        size = inputs.image.shape[1] // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = masks.shape[-1] // 2 ** (len(self.vae.config.block_out_channels) - 1)
         union = masks.amax(dim=1, keepdim=True)
         union = F.interpolate(union, size=(size, size), mode="bilinear", align_corners=False)
         absent = ~present.any(dim=1)[:, None, None, None]
@@ -190,20 +171,27 @@ class Trainer:
             nchw(np.asarray(x)).to(self.device) for x in (draws.noise, draws.posterior_noise)
         )
         with torch.no_grad():
-            where = self.vae.encode(batch["image"]).latent_dist
+            if "image" in batch:
+                where = self.vae.encode(batch["image"]).latent_dist
+                context = self.text(batch["ids"])[0]
+            else:
+                where = DiagonalGaussianDistribution(batch["moments"])
+                context = batch["text"]
             latents = (where.mean.float() + where.std.float() * posterior) * (
                 self.vae.config.scaling_factor
             )
-            context = self.text(batch["ids"])[0]
         level = self.alpha_bar[t][:, None, None, None]
         x = level.sqrt() * latents + (1 - level).sqrt() * noise
         if self.config.kind == "tdm":
-            loss = F.mse_loss(self.unet(x, t, context).sample.float(), noise)
+            loss = F.mse_loss(self.predict(x, t, context).sample.float(), noise)
             return {"loss": loss, "denoising_loss": loss}
         subjects = self.vision(pixel_values=batch["pixels"]).image_embeds
         subjects = subjects.unflatten(0, batch["index"].shape)
-        context = self.fusion(context, subjects, batch["index"], batch["present"])
-        eps = self.unet(x, t, context).sample.float()
+        rows, places = batch["present"].nonzero(as_tuple=True)
+        where = rows, batch["index"][rows, places]
+        words = self.fusion(context[where], subjects[rows, places])
+        context = context.index_put(where, words.to(context.dtype))
+        eps = self.predict(x, t, context).sample.float()
         mask = batch["union"] if bool(draws.use_mask) else 1.0
         denoising = F.mse_loss(mask * eps, mask * noise)
         localization = self.localization(batch)

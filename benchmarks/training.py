@@ -2,7 +2,6 @@
 
     pip install -r benchmarks/requirements.txt
     PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/training.py   # on a CPU: a small model
-    PYTHONPATH=. python benchmarks/training.py --full              # on a GPU: full size, bfloat16
 
 Steps are taken in processes of their own, a peer at a time, round after round; a ratio is that of
 the medians. The peers' losses and examples are compared too. CPU time counts what a process
@@ -11,7 +10,6 @@ computes, whatever else the machine does.
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -22,13 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
 from benchmarks import torch_data
-from benchmarks.peers import ROOT, in_process
-from benchmarks.steps import DEVICE, PEERS, Trial, run
+from benchmarks.peers import ROOT, TaskError, do_task, in_process
+from benchmarks.steps import PEERS, Trial, run
 from fd_jax.bundled import TOKENIZER
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.data.captions import load_tokenizer
@@ -39,19 +36,16 @@ from fd_jax.training.metrics import FILE_NAME, read_metrics
 
 TOLERANCE = 1e-3  # of the first step's loss in float32, relative
 PHOTOGRAPHS = 64
-BATCH_SIZES = (64, 32, 16, 8, 4, 2, 1)
 
 
-def take(trial: Trial, cache: str, cpus: set[int] | None = None) -> dict[str, Any] | None:
-    """Takes the steps of a trial in a process of its own. Returns None if it fails."""
-    environment = {"JAX_COMPILATION_CACHE_DIR": cache}
-    if trial.peer == "fd_jax":
-        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.95"
-    else:
-        environment["JAX_PLATFORMS"] = "cpu"  # which draws for PyTorch, and leaves it the GPU
-        # Beside other processes, threads that wait busily take a hundred times as long.
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    return in_process(__file__, dataclasses.asdict(trial), environment, cpus)
+def take(trial: Trial, cache: str, cpus: set[int]) -> dict[str, Any]:
+    """Takes the steps of a trial in a process of its own."""
+    # Beside other processes, PyTorch's threads that wait busily take a hundred times as long.
+    environment = {"JAX_COMPILATION_CACHE_DIR": cache, "OMP_WAIT_POLICY": "PASSIVE"}
+    try:
+        return in_process(__file__, dataclasses.asdict(trial), environment, cpus=cpus)
+    except TaskError as error:
+        sys.exit(f"the steps of {trial.peer} failed: {error}")
 
 
 def compare_steps(rounds: int) -> None:
@@ -62,10 +56,7 @@ def compare_steps(rounds: int) -> None:
             found: dict[str, list[dict]] = {peer: [] for peer in PEERS}
             for _ in range(rounds):
                 for peer in PEERS:
-                    result = take(Trial(peer, "sdm", 8), cache, cpus)
-                    if result is None:
-                        sys.exit(f"the steps of {peer} failed")
-                    found[peer].append(result)
+                    found[peer].append(take(Trial(peer, "sdm", 8), cache, cpus))
             print(f"\nsmall SDM, localization loss, 64 px, batch 8, float32, CPUs: {len(cpus)}")
             show_steps(found)
 
@@ -178,64 +169,21 @@ def measure_waiting(root: Path, steps: int) -> None:
     print(f"  {100 * share:.1f} % of the time waiting for data, {rate:.1f} images a second")
 
 
-def compare_largest(*, full: bool, batch_sizes: tuple[int, ...]) -> None:
-    """Steps at the largest batch that fits, with and without computing blocks again."""
-    with tempfile.TemporaryDirectory() as cache:
-        for kind in ("sdm", "tdm"):
-            for remat in ("none", "blocks"):
-                print(f"\n{kind}, remat {remat}", flush=True)
-                for peer in PEERS:
-                    show_largest(peer, kind, remat, full, batch_sizes, cache)
-
-
-def show_largest(
-    peer: str, kind: str, remat: str, full: bool, batch_sizes: tuple[int, ...], cache: str
-) -> None:
-    for size in batch_sizes:
-        found = take(Trial(peer, kind, size, full, remat), cache)
-        if found is None:
-            print(f"  {peer:20} batch {size:2} fails", flush=True)
-            continue
-        seconds = statistics.median(found["seconds"])
-        used = found["peak_flops"] and found["flops"] / seconds / found["peak_flops"]
-        print(
-            f"  {peer:20} batch {size:2} {size / seconds:8.2f} images a second, peak memory "
-            f"{found['memory'] / 2**30:.1f} GiB, {found['flops'] / seconds / 1e12:.2f} TFLOP/s, "
-            f"MFU {'unknown' if used is None else f'{100 * used:.1f} %'}; "
-            f"loss {found['metrics'][0]['loss']:.5f}; {found['device']}",
-            flush=True,
-        )
-        return
-
-
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--full", action="store_true", help="full-size steps, on a GPU")
-    parser.add_argument(
-        "--rehearse", action="store_true", help="what --full does, of small models anywhere"
-    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
-        task, out = arguments.task
-        Path(out).write_text(json.dumps(run(Trial(**json.loads(task)))))
-        return
+        return do_task(lambda task: run(Trial(**task)), *arguments.task)
     packages = ("jax", "flax", "torch", "torchvision", "diffusers", "transformers")
     print(", ".join(f"{name} {metadata.version(name)}" for name in packages))
-    if arguments.full:
-        if jax.default_backend() != "gpu" or DEVICE != "cuda":
-            parser.error("--full needs a GPU that both JAX and PyTorch see")
-        compare_largest(full=True, batch_sizes=BATCH_SIZES)
-    elif arguments.rehearse:
-        compare_largest(full=False, batch_sizes=(2, 1))
-    else:
-        compare_steps(arguments.rounds)
-        with tempfile.TemporaryDirectory() as folder:
-            ids = torch_data.write_photographs(Path(folder), PHOTOGRAPHS)
-            compare_examples(Path(folder), ids, arguments.rounds)
-            measure_waiting(Path(folder), 30)
+    compare_steps(arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        ids = torch_data.write_photographs(Path(folder), PHOTOGRAPHS)
+        compare_examples(Path(folder), ids, arguments.rounds)
+        measure_waiting(Path(folder), 30)
 
 
 if __name__ == "__main__":
