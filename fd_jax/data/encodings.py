@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +141,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
     """Says what encodings are of. Raises InputError if the folder cannot be written."""
-    part = folder / f".{INFO_FILE}.{os.getpid()}"  # more than one process may come here
+    part = folder / f".{INFO_FILE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(info))

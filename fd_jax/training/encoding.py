@@ -1,6 +1,7 @@
 """Encodes the training data once, where neither autoencoder nor text encoder trains."""
 
 import hashlib
+import itertools
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -130,7 +131,8 @@ def _check_info(folder: Path, info: dict[str, Any]) -> None:
     """Writes down what the encodings of a folder are of. Raises InputError if that is other."""
     found = read_info(folder)
     if found is None:
-        write_info(folder, info)
+        if jax.process_index() == 0:
+            write_info(folder, info)
     elif changed := differences(found, info):
         lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
         raise InputError(
@@ -172,9 +174,8 @@ class _Encoder:
             part = rows[first : first + self.rows]
             count = len(part)
             part = np.concatenate([part, np.repeat(part[:1], self.rows - count, axis=0)])
-            found.append(
-                np.asarray(function(self._params, sharding.put(part, self._where)))[:count]
-            )
+            made = function(self._params, sharding.put(part, self._where))
+            found.append(np.asarray(made)[:count])
         return np.concatenate(found)
 
 
@@ -202,12 +203,10 @@ def _encode(
 ) -> Block:
     tokens = [tokenize(tokenizer, "").input_ids]  # of captions that are dropped
     moments = []
-    items, step = _items(source, number), max(1, encoder.rows // 2)
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(items), step):
-            found = list(
-                pool.map(partial(_images, source, resolution), items[first : first + step])
-            )
+        # All of the block are asked for at once, and read while the devices encode.
+        waiting = pool.map(partial(_images, source, resolution), _items(source, number))
+        while found := list(itertools.islice(waiting, encoder.rows // 2)):
             for _, record in found:
                 tokens += token_sequences(record, tokenizer)
             moments.append(encoder.moments(np.concatenate([both for both, _ in found])))
