@@ -52,9 +52,9 @@ FULL: dict[str, dict[str, Any]] = {
     "tdm": {"batch": 16},
     "sdm": {"batch": 16},
     "sample-1": {"batch": 1},
+    "sample-64": {"batch": 64},
     "tdm-blocks": {"remat": "blocks", "batch": 32},
     "sdm-blocks": {"remat": "blocks", "batch": 32},
-    "sample-64": {"batch": 64},
 }
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {},
@@ -283,7 +283,7 @@ def kernel_seconds(data: Any) -> dict[str, tuple[float, int]]:
 def operations(events: Iterable[Any]) -> Iterable[Any]:
     """Those of a CPU's events that are operations, and hold no others."""
     for event in events:
-        holds_others = re.match("while|call|conditional", event.name)
+        holds_others = re.match("while|call|cond", event.name)
         if not holds_others and any(name == "hlo_op" for name, _ in event.stats):
             yield event
 
@@ -347,6 +347,9 @@ class Run:
             if found := self.do(name, peer=peer, **options):
                 self.found["parts"].setdefault(name, {})[peer] = found
                 self.write()
+                # Should the report not come to be printed.
+                left_out = ("metrics", "profile", "cpu_seconds")
+                print({key: x for key, x in found.items() if key not in left_out}, flush=True)
 
     def do(self, name: str, **options: Any) -> Any:
         """Returns what the process of a task does, or None if it is left out or fails."""
@@ -354,6 +357,7 @@ class Run:
 
         task, peer = name.split("-")[0], options.get("peer", OURS)
         title = f"{name}, {peer}" if "peer" in options else name
+        title += f", batch {options['batch']}" if "batch" in options else ""
         need, left = 5 if self.small else NEEDS[task], self.end - time.monotonic()
         if left < need:
             return self._miss(title, f"left out: {left:.0f} s remain, some {need} s are needed")
@@ -492,14 +496,19 @@ def main() -> None:
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        sys.exit(f"missing: {missing}; pip install -r benchmarks/requirements.txt")
+        sys.exit(f"missing: {', '.join(missing)}; pip install -r benchmarks/requirements.txt")
+
+    if arguments.task:
+        import jax
+
+        # JAX finds its libraries first: PyTorch may bring others of the same names.
+        jax.devices()
+        from benchmarks.peers import do_task
+
+        return do_task(lambda job: TASKS[job.pop("task")](**job), *arguments.task)
 
     import torch
 
-    from benchmarks.peers import do_task
-
-    if arguments.task:
-        return do_task(lambda job: TASKS[job.pop("task")](**job), *arguments.task)
     small = arguments.small
     parts = SMALL if small else FULL
     chosen = arguments.parts or list(parts)
