@@ -56,7 +56,9 @@ def build(folder, *, root=(PHOTOS,), dtype="float32", resolution=16, seed=0):
     return encoding.build(config, source, load_tokenizer(TOKENIZER), networks, frozen)
 
 
-@pytest.mark.parametrize("changes", [{}, SDM], ids=["tdm", "sdm"])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param(SDM, marks=pytest.mark.slow)], ids=["tdm", "sdm"]
+)
 def test_losses_are_those_of_images(tmp_path, changes):
     """Also where a run that began with images goes on with encodings."""
     config = make_config(**changes)
