@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -340,11 +339,12 @@ def in_process(
 
 
 def do_task(function: Callable[[Any], Any], task: str, out: str) -> None:
-    """Does what `in_process` asks for, and writes the result, or what went wrong."""
+    """Does what `in_process` asks for, and writes the result, or what went wrong before it fails."""
     try:
         found = {"result": function(json.loads(task))}
     except Exception as error:
-        traceback.print_exc()
         # First words: JAX and PyTorch add many lines on memory and on traces.
         found = {"error": f"{type(error).__name__}: {error}"[:500]}
+        Path(out).write_text(json.dumps(found))
+        raise
     Path(out).write_text(json.dumps(found))

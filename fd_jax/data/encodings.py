@@ -88,9 +88,9 @@ def token_sequences(record: Record, tokenizer: Tokenizer) -> list[Int32[np.ndarr
     except PromptError as error:
         raise DataError(f"item {record.id}: {error}") from error
     found = {whole.tobytes(): whole}
-    # Where a mark alone changes nothing, it changes nothing beside others either.
-    ends = sorted({segment.end for segment in record.segments})
-    ends = [end for end in ends if not np.array_equal(tokens([end]), whole)]
+    # Where a mark alone changes nothing, or cannot be, that is so beside others too.
+    alone = {end: tokens([end]) for end in sorted({segment.end for segment in record.segments})}
+    ends = [end for end, ids in alone.items() if ids is not None and (ids != whole).any()]
     for count in range(1, MAX_SUBJECTS + 1):
         for chosen in itertools.combinations(ends, count):
             if (other := tokens(chosen)) is not None:
