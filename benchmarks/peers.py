@@ -339,7 +339,7 @@ def in_process(
 
 
 def do_task(function: Callable[[Any], Any], task: str, out: str) -> None:
-    """Does what `in_process` asks for, and writes the result, or what went wrong before it fails."""
+    """Does what `in_process` asks for and writes the result, or before it fails what went wrong."""
     try:
         found = {"result": function(json.loads(task))}
     except Exception as error:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.tpu_aot import HLO, PROGRAMS
+from benchmarks.hlo import HLO
+from benchmarks.tpu_aot import PROGRAMS
 from fd_jax import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
