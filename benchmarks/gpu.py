@@ -304,7 +304,7 @@ def train(
 
 def sizes(small: bool) -> Any:
     from fd_jax.config import Configs
-    from fd_jax.demo_checkpoints import CONFIGS
+    from fd_jax.untrained import CONFIGS
 
     return CONFIGS if small else Configs()
 

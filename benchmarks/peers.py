@@ -62,13 +62,13 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def random_weights(abstract: dict, name: str) -> dict:
-    """Parameters that follow from `name`, as `fd_jax.demo_checkpoints.random_params` draws them.
+    """Parameters that follow from `name`, as `fd_jax.untrained.random_params` draws them.
 
     Where the variable BENCHMARK_WEIGHTS names a folder they are kept there, and read the next time:
     drawing those of full size takes longer than anything else before the first program is compiled.
     """
     from fd_jax import ops, params
-    from fd_jax.demo_checkpoints import random_params
+    from fd_jax.untrained import random_params
 
     if "BENCHMARK_WEIGHTS" not in os.environ:
         return random_params(abstract, 0, name)

@@ -36,13 +36,13 @@ from benchmarks.peers import (
 )
 from fd_jax.checkpoints.torch_weights import UNET, VAE, Part
 from fd_jax.config import Configs
-from fd_jax.demo_checkpoints import CONFIGS
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.types import Params
+from fd_jax.untrained import CONFIGS
 
 UNET_PEERS = ("fd_jax", "PyTorch diffusers", "Flax diffusers")
 

@@ -17,8 +17,8 @@ from fd_jax import FaceDiffuser, bundled, sharding
 from fd_jax.checkpoints.bundle import bundle as write_bundle
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
-from fd_jax.demo_checkpoints import random_params, write_demo
 from fd_jax.networks import make_networks
+from fd_jax.untrained import random_params, write_untrained
 from tests.trained import write_run
 
 jax.config.update("jax_default_matmul_precision", "float32")
@@ -63,7 +63,7 @@ def goldens() -> pathlib.Path:
 def checkpoints(tmp_path_factory) -> dict[str, pathlib.Path]:
     """Checkpoints of untrained tiny networks, as `FaceDiffuser.from_pretrained` takes them."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    write_demo(folder, TINY)
+    write_untrained(folder, TINY)
     names = {"base": "base", "sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}
     return {key: folder / name for key, name in (names | {"image_encoder": "clip"}).items()}
 

@@ -14,8 +14,8 @@ from fd_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from fd_jax.demo_checkpoints import CONFIGS
 from fd_jax.errors import InputError
+from fd_jax.untrained import CONFIGS
 
 CLASSES = (UNetConfig, VAEConfig, CLIPTextConfig, CLIPVisionConfig)
 WHERE = "base/x/config.json"

@@ -11,12 +11,12 @@ from fd_jax import ops, sharding
 from fd_jax.checkpoints.folders import load_folder, write_folder
 from fd_jax.checkpoints.torch_weights import Placement
 from fd_jax.config import Configs
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
+from fd_jax.untrained import random_params
 
 
 def test_number_of_parameters():

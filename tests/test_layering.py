@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "checkpoints", "trace_pictures"},
     {"conditioning", "models"},
     {"networks", "sampling", "losses"},
-    {"programs", "arguments", "demo_checkpoints"},
+    {"programs", "arguments", "untrained"},
     {"pipeline", "training"},
     {"evaluation"},
 )

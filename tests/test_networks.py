@@ -13,10 +13,10 @@ from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.subject_fusion import SubjectFusion
 from fd_jax.config import ConfigError, Configs
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.models.unet import UNet
 from fd_jax.models.vae import VAE
 from fd_jax.networks import make_networks
+from fd_jax.untrained import random_params
 
 NAMES = ("text_encoder", "image_encoder", "subject_fusion", "unet", "vae")
 

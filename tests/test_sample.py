@@ -14,10 +14,10 @@ import sample
 from fd_jax import bundled
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
 from fd_jax.data.requests import read_requests
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.pictures import read_settings
 from fd_jax.pipeline import FaceDiffuser, to_uint8
+from fd_jax.untrained import random_params
 from tests.conftest import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -9,12 +9,12 @@ import pytest
 from fd_jax import ops, sharding
 from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
 from fd_jax.data.references import Requests
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.programs import ModelParams, Programs
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
+from fd_jax.untrained import random_params
 
 CONFIGS = Configs(
     UNetConfig(

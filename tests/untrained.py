@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fd_jax.demo_checkpoints import random_params
+from fd_jax.untrained import random_params
 
 # Compiles in half of the time what runs in no time anyway.
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

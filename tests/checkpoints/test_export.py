@@ -25,10 +25,10 @@ from fd_jax.checkpoints.torch_weights import Placement, flatten, to_torch, torch
 from fd_jax.checkpoints.torch_writer import write_torch
 from fd_jax.config import Configs, VAEConfig
 from fd_jax.data.captions import load_tokenizer
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
+from fd_jax.untrained import random_params
 from tests.conftest import TINY
 
 PARTS = {"sdm": SDM_PARTS, "tdm": TDM_PARTS}

@@ -12,8 +12,8 @@ from fd_jax.checkpoints.folders import read_configs
 from fd_jax.checkpoints.released import SDM_PARTS
 from fd_jax.checkpoints.torch_files import CheckpointError, LazyTensor
 from fd_jax.checkpoints.torch_weights import Placement, flatten, unflatten
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
+from fd_jax.untrained import random_params
 
 KEYS = tuple(SDM_PARTS)
 WHERE = "sdm.bin"

@@ -11,13 +11,13 @@ from fd_jax import params
 from fd_jax.config import Configs
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import DataConfig
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.sharding import MeshConfig
 from fd_jax.training.config import ComputeConfig, LoopConfig, ModelConfig, TrainConfig
 from fd_jax.training.objective import PARTS, Batch, Objective, ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
+from fd_jax.untrained import random_params
 from tests.conftest import TINY
 
 SIZE = 16  # of the images; latents are 8 x 8

@@ -13,13 +13,13 @@ from fd_jax.data.encodings import INFO_FILE, read_block, token_sequences
 from fd_jax.data.ffhq import open_source
 from fd_jax.data.ffhq_item import DataError, Segment
 from fd_jax.data.loader import Loader
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.training import encoding
 from fd_jax.training.metrics import read_metrics
 from fd_jax.training.model import Model
 from fd_jax.training.run import train
+from fd_jax.untrained import random_params
 from tests.conftest import TINY
 from tests.training.conftest import PHOTOS, make_config
 

@@ -7,7 +7,6 @@ import pytest
 from untrained import fast_jit
 
 from fd_jax import params
-from fd_jax.demo_checkpoints import random_params
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.training.objective import (
@@ -18,6 +17,7 @@ from fd_jax.training.objective import (
     check_levels,
     to_inputs,
 )
+from fd_jax.untrained import random_params
 from tests.conftest import TINY
 from tests.training.conftest import make_objective, random_batch, to_jax
 

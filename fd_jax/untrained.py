@@ -1,6 +1,6 @@
 """Writes small checkpoints of untrained networks, in the formats of the released ones.
 
-    python -m fd_jax.demo_checkpoints OUT
+    python -m fd_jax.untrained OUT
 
 OUT/base is a Stable Diffusion as diffusers stores it, OUT/clip the vision tower of a CLIP as
 transformers does, OUT/sdm.safetensors and OUT/tdm.safetensors the flat files that the released
@@ -49,7 +49,7 @@ CONFIGS = Configs(
 )
 
 
-def write_demo(out: str | os.PathLike, configs: Configs = CONFIGS, seed: int = 0) -> None:
+def write_untrained(out: str | os.PathLike, configs: Configs = CONFIGS, seed: int = 0) -> None:
     """Writes the checkpoints. Files that are there already are replaced.
 
     Raises:
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     arguments = parser.parse_args()
     try:
-        write_demo(arguments.out, seed=arguments.seed)
+        write_untrained(arguments.out, seed=arguments.seed)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"wrote untrained checkpoints to {arguments.out}; what they make is noise")

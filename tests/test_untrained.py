@@ -5,15 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from fd_jax import demo_checkpoints, sharding
+from fd_jax import sharding, untrained
 from fd_jax.checkpoints.folders import KINDS, load_folder, read_configs, read_json
 from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.torch_files import open_tensors
 from fd_jax.checkpoints.torch_weights import Placement, flatten
 from fd_jax.data.captions import load_tokenizer
-from fd_jax.demo_checkpoints import CONFIGS, random_params, write_demo
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
+from fd_jax.untrained import CONFIGS, random_params, write_untrained
 
 # The first biases of `conv_in` in each UNet. Numbers measured with the demo hold while these do.
 UNET = (-0.023314366, -0.01776181, -0.06798508)
@@ -24,7 +24,7 @@ TDM = (-0.020578837, 0.043558441, -0.032061033)
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
+    write_untrained(folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def read_all(path):
 
 
 def test_the_same_on_every_machine(demo, tmp_path):
-    write_demo(str(tmp_path / "again"))
+    write_untrained(str(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(demo)
 
     base = demo / "base" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -62,7 +62,7 @@ def test_files_are_replaced_by_those_of_another_seed(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "out")
     before = contents(demo)
 
-    write_demo(tmp_path / "out", seed=1)
+    write_untrained(tmp_path / "out", seed=1)
 
     after = contents(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -132,8 +132,8 @@ def test_equal_shapes_have_different_weights(networks):
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["demo_checkpoints", *map(str, arguments)])
-    demo_checkpoints.main()
+    monkeypatch.setattr(sys, "argv", ["untrained", *map(str, arguments)])
+    untrained.main()
 
 
 def test_command(demo, tmp_path, monkeypatch, capsys):
