@@ -39,25 +39,27 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from fd_jax import FaceDiffuser, bundled, runtime, sharding
+from fd_jax import FaceDiffuser, assets, distributed, sharding
 from fd_jax.checkpoints.sources import find_sources
 from fd_jax.data.captions import strip_markers
-from fd_jax.data.painters import SCENES
 from fd_jax.data.photographs import load_photograph
-from fd_jax.data.references import make_requests
-from fd_jax.data.requests import Request, read_requests
+from fd_jax.demo.painters import SCENES
 from fd_jax.errors import InputError
-from fd_jax.pictures import check_folder, check_new, contact_sheet, write_png
-from fd_jax.pipeline import SamplingTrace, to_uint8
+from fd_jax.files import check_folder, check_new
+from fd_jax.images.png import write_png
+from fd_jax.images.sheets import contact_sheet
+from fd_jax.images.trace_sheet import trace_sheet
+from fd_jax.inference.inputs import make_inputs
+from fd_jax.inference.pipeline import SamplingTrace, to_uint8
+from fd_jax.inference.prompt_file import PromptLine, read_prompt_file
 from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig
-from fd_jax.trace_pictures import trace_sheet
 
 SHEET = "contact_sheet.png"
 MAX_ON_SHEET = 64
 TRACE_COLUMNS = 8
 LIMITS = (
     f"bundled models: 64 px, portraits in front of the {len(SCENES)} painted scenes of "
-    "fd_jax/data/painters.py; what is beyond still gives a picture; fd_jax/assets/demo/README.md "
+    "fd_jax/demo/painters.py; what is beyond still gives a picture; fd_jax/assets/demo/README.md "
     "says more"
 )
 
@@ -104,7 +106,7 @@ class Arguments:
     """In pixels; by default what the models were trained for."""
     width: int | None = None
     """In pixels."""
-    object_resolution: int | None = None
+    subject_resolution: int | None = None
     """Side to which the photographs are resized first; by default what the image encoder takes."""
     dtype: str | None = None
     """float32 or bfloat16; by default float32 on a CPU, else bfloat16."""
@@ -112,14 +114,14 @@ class Arguments:
     """Draw what the models did at some of the steps, too: NAME_trace.png beside NAME.png."""
     overwrite: bool = False
     """Replace pictures that exist already."""
-    processes: Annotated[runtime.Processes, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=runtime.Processes
+    processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=distributed.Processes
     )
 
     def __post_init__(self):
         find_sources(self.sdm, self.tdm, self.base, self.image_encoder)
         if self.is_bundled and self.prompt is None and self.prompt_file is None:
-            object.__setattr__(self, "prompt_file", bundled.PROMPTS)  # past `frozen`
+            object.__setattr__(self, "prompt_file", assets.PROMPTS)  # past `frozen`
         if (self.prompt is None) == (self.prompt_file is None):
             raise InputError("expected either --prompt or --prompt-file")
         if self.prompt_file is not None:
@@ -142,14 +144,14 @@ class Arguments:
             **dataclasses.asdict(self.sampler),
             "height": self.height,
             "width": self.width,
-            "object_resolution": self.object_resolution,
+            "subject_resolution": self.subject_resolution,
         }
 
 
 def main(arguments: Arguments) -> int:
     """Makes the pictures and returns the exit status."""
-    runtime.join(arguments.processes)
-    runtime.enable_compile_cache()
+    distributed.join(arguments.processes)
+    distributed.enable_compile_cache()
     check_folder(arguments.output)
     if arguments.prompt_file is not None:
         return sample_file(arguments)
@@ -184,7 +186,7 @@ def settings(pipe: FaceDiffuser, arguments: Arguments, **own: Any) -> dict[str, 
         **arguments.options(),
         "height": height * scale,
         "width": width * scale,
-        "object_resolution": pipe.subject_size(arguments.object_resolution),
+        "subject_resolution": pipe.subject_size(arguments.subject_resolution),
         "dtype": str(pipe.dtype),
         **{name: str(path) for name, path in paths.items() if path is not None},
         "software": f"fd_jax, jax {jax.__version__} on {jax.default_backend()}",
@@ -260,7 +262,7 @@ def draw_trace(pipe: FaceDiffuser, trace: SamplingTrace, image: int, title: str)
 
 def sample_file(arguments: Arguments) -> int:
     """Makes the pictures of a prompt file that do not exist yet, each process its share."""
-    requests, bad_lines = read_requests(arguments.prompt_file, traces=arguments.trace)
+    requests, bad_lines = read_prompt_file(arguments.prompt_file, traces=arguments.trace)
     count = len(requests)
     is_first, folder = jax.process_index() == 0, arguments.output
     failed = 0
@@ -281,7 +283,7 @@ def sample_file(arguments: Arguments) -> int:
     size = -(-arguments.batch_size // pipe.mesh.size) * pipe.mesh.size
     made = 0
     with tqdm(desc="pictures", total=len(share), unit=" pictures", disable=not is_first) as bar:
-        batch: list[tuple[Request, list[np.ndarray]]] = []
+        batch: list[tuple[PromptLine, list[np.ndarray]]] = []
         for request in share:
             try:
                 batch.append((request, usable_photographs(pipe, request, arguments)))
@@ -297,12 +299,12 @@ def sample_file(arguments: Arguments) -> int:
     return 1 if failed else 0
 
 
-def file_names(request: Request, arguments: Arguments) -> list[str]:
+def file_names(request: PromptLine, arguments: Arguments) -> list[str]:
     """Returns the names of the files that come of a line: the picture, and the trace if wanted."""
     return [request.output] + [request.trace] * arguments.trace
 
 
-def write_sheet(requests: list[Request], arguments: Arguments) -> None:
+def write_sheet(requests: list[PromptLine], arguments: Arguments) -> None:
     """Writes a contact sheet of a prompt file that is done, if it is short and there is none."""
     paths = [arguments.output / request.output for request in requests]
     sheet = arguments.output / SHEET
@@ -327,13 +329,13 @@ def report(line: int, reason: str) -> int:
 
 
 def usable_photographs(
-    pipe: FaceDiffuser, request: Request, arguments: Arguments
+    pipe: FaceDiffuser, request: PromptLine, arguments: Arguments
 ) -> list[np.ndarray]:
     """Reads the photographs of a line, and checks that the sampler will take it."""
     photographs = [load_photograph(path) for path in request.references]
-    make_requests(
+    make_inputs(
         *(pipe.tokenizer, [request.prompt], [photographs], [request.negative_prompt]),
-        object_resolution=pipe.subject_size(arguments.object_resolution),
+        subject_resolution=pipe.subject_size(arguments.subject_resolution),
         needs_subjects=arguments.sampler.mode != "tdm",
     )
     return photographs
@@ -341,7 +343,7 @@ def usable_photographs(
 
 def write_batch(
     pipe: FaceDiffuser,
-    batch: list[tuple[Request, list[np.ndarray]]],
+    batch: list[tuple[PromptLine, list[np.ndarray]]],
     arguments: Arguments,
     batch_size: int,
 ) -> int:

@@ -15,7 +15,7 @@ import warnings
 
 import jax
 
-from fd_jax import runtime
+from fd_jax import distributed
 from fd_jax.errors import InputError
 from fd_jax.training.config import parse
 from fd_jax.training.loop import NonFiniteError
@@ -25,8 +25,8 @@ from fd_jax.training.run import train
 def main() -> int:
     """Trains, and returns the exit status: 128 and its number after a signal."""
     line, config = parse(sys.argv[1:], __doc__)
-    runtime.join(config.processes)
-    runtime.enable_compile_cache()
+    distributed.join(config.processes)
+    distributed.enable_compile_cache()
     signal = train(config, line.workdir)
     if jax.process_index() == 0:
         if signal is None:

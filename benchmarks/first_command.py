@@ -79,7 +79,7 @@ def write_plan(models: Path, out: Path) -> None:
     import jax
 
     from fd_jax.checkpoints.sources import bundle_sources, read_sizes
-    from fd_jax.data.requests import read_requests
+    from fd_jax.inference.prompt_file import read_prompt_file
     from fd_jax.sampling.generate import initial_noise
     from fd_jax.sampling.stages import SamplerConfig, make_steps
     from fd_jax.schedule import alphas_cumprod, final_alpha_cumprod
@@ -87,7 +87,7 @@ def write_plan(models: Path, out: Path) -> None:
     configs, schedule = read_sizes(bundle_sources(models))
     sampler = SamplerConfig()
     steps = make_steps(sampler, schedule)
-    requests, _ = read_requests(PROMPTS)
+    requests, _ = read_prompt_file(PROMPTS)
     # Picture 0 of the seed of each line.
     keys = [jax.random.fold_in(jax.random.key(request.seed), 0) for request in requests]
     side = configs.unet.sample_size
@@ -99,7 +99,7 @@ def write_plan(models: Path, out: Path) -> None:
         levels=np.append(alphas_cumprod(schedule)[steps.solver.t], final_alpha_cumprod(schedule)),
         prediction_type=schedule.prediction_type,
         guidance=sampler.guidance_scale,
-        object_resolution=configs.image_encoder.image_size,
+        subject_resolution=configs.image_encoder.image_size,
         evaluations=steps.num_evaluations,
     )
 
@@ -114,13 +114,14 @@ def sample_with_pytorch(models: Path, plan: Path, out: Path) -> None:
     import torch
 
     from benchmarks.peers import nchw, read_bundle, torch_sample
-    from fd_jax.bundled import TOKENIZER
+    from fd_jax.assets import TOKENIZER
     from fd_jax.data.captions import load_tokenizer, strip_markers
     from fd_jax.data.photographs import load_photograph
-    from fd_jax.data.references import make_requests
-    from fd_jax.data.requests import read_requests
-    from fd_jax.pictures import contact_sheet, write_png
-    from fd_jax.trace_pictures import trace_sheet
+    from fd_jax.images.png import write_png
+    from fd_jax.images.sheets import contact_sheet
+    from fd_jax.images.trace_sheet import trace_sheet
+    from fd_jax.inference.inputs import make_inputs
+    from fd_jax.inference.prompt_file import read_prompt_file
 
     with np.load(plan) as found:
         noise, times, stages = nchw(found["noise"]), found["times"], found["stages"]
@@ -131,13 +132,13 @@ def sample_with_pytorch(models: Path, plan: Path, out: Path) -> None:
             "prediction_type": str(found["prediction_type"]),
         }
         guidance, side, evaluations = (
-            found[name].item() for name in ("guidance", "object_resolution", "evaluations")
+            found[name].item() for name in ("guidance", "subject_resolution", "evaluations")
         )
     shown = np.unique(np.linspace(0, len(times) - 1, COLUMNS).round().astype(int)).tolist()
     headings = [f"{i} {STAGES[stages[i]]}" for i in shown]
 
     out.mkdir()
-    requests, _ = read_requests(PROMPTS, traces=True)
+    requests, _ = read_prompt_file(PROMPTS, traces=True)
     tokenizer, bundle = load_tokenizer(TOKENIZER), read_bundle(models)
     evaluated = []
     for unet in (bundle.tdm, bundle.sdm):
@@ -146,10 +147,10 @@ def sample_with_pytorch(models: Path, plan: Path, out: Path) -> None:
     for first in range(0, len(requests), BATCH_SIZE):
         batch = requests[first : first + BATCH_SIZE]
         references = [[load_photograph(path) for path in request.references] for request in batch]
-        arrays = make_requests(
+        arrays = make_inputs(
             *(tokenizer, [request.prompt for request in batch], references),
             [request.negative_prompt for request in batch],
-            object_resolution=side,
+            subject_resolution=side,
         )
         with torch.inference_mode():
             latents, seen = torch_sample(

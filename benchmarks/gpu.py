@@ -279,10 +279,10 @@ def train(
 
 
 def sizes(small: bool) -> Any:
-    from fd_jax.config import Configs
-    from fd_jax.untrained import CONFIGS
+    from fd_jax.architecture import Architecture
+    from tests.helpers.untrained import CONFIGS
 
-    return CONFIGS if small else Configs()
+    return CONFIGS if small else Architecture()
 
 
 TASKS = {

@@ -28,8 +28,10 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from fd_jax.ops.layers import num_params
+
 if TYPE_CHECKING:
-    from fd_jax.checkpoints.torch_weights import Part
+    from fd_jax.checkpoints.torch.names import Part
 
 ROOT = Path(__file__).parents[1]
 TIMED_OUT = "ended after"
@@ -62,17 +64,17 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def random_weights(abstract: dict, name: str) -> dict:
-    """Parameters that follow from `name`, as `fd_jax.untrained.random_params` draws them.
+    """Parameters that follow from `name`, as `tests.helpers.untrained.random_params` draws them.
 
     Where the variable BENCHMARK_WEIGHTS names a folder they are kept there, and read the next time:
     drawing those of full size takes longer than anything else before the first program is compiled.
     """
-    from fd_jax import ops, params
-    from fd_jax.untrained import random_params
+    from fd_jax import params
+    from tests.helpers.untrained import random_params
 
     if "BENCHMARK_WEIGHTS" not in os.environ:
         return random_params(abstract, 0, name)
-    path = Path(os.environ["BENCHMARK_WEIGHTS"], f"{name}-{ops.num_params(abstract)}.safetensors")
+    path = Path(os.environ["BENCHMARK_WEIGHTS"], f"{name}-{num_params(abstract)}.safetensors")
     if not path.exists():
         unfinished = path.with_suffix(".unfinished")
         safetensors.numpy.save_file(params.flat(random_params(abstract, 0, name)), unfinished)
@@ -84,7 +86,7 @@ def torch_model(
     cls: type, config: Any, params: dict, names: "Part", device: str = "cpu"
 ) -> nn.Module:
     """A model of diffusers or transformers with the same weights, none of which trains."""
-    from fd_jax.checkpoints.torch_weights import export  # needs JAX, which a peer may do without
+    from fd_jax.checkpoints.torch.names import export
 
     with torch.device(device):
         model = cls.from_config(config) if isinstance(config, dict) else cls(config)
@@ -225,7 +227,7 @@ class Bundle(NamedTuple):
         subject_token_index: np.ndarray,
         has_subject: np.ndarray,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the UNets are guided with, of fd_jax's `Requests`."""
+        """What the UNets are guided with, of fd_jax's `SamplingInputs`."""
         ids = torch.from_numpy(np.concatenate([null_ids, input_ids])).long()
         null, text = self.text(ids)[0].chunk(2)
         pixels = subject_pixels[has_subject]

@@ -34,15 +34,15 @@ from benchmarks.peers import (
     torch_model,
     torch_sample,
 )
-from fd_jax.checkpoints.torch_weights import UNET, VAE, Part
-from fd_jax.config import Configs
+from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.torch.names import UNET, VAE, Part
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.types import Params
-from fd_jax.untrained import CONFIGS
+from tests.helpers.untrained import CONFIGS
 
 UNET_PEERS = ("fd_jax", "PyTorch diffusers", "Flax diffusers")
 
@@ -54,7 +54,7 @@ def count_compilations(event: str, seconds: float, **_) -> None:
         compilations.append(seconds)
 
 
-def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def inputs(configs: Architecture, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents, and contexts of the negative prompt, the prompt, and the prompt with subjects."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, size, size, 4), np.float32)
@@ -62,7 +62,9 @@ def inputs(configs: Configs, batch: int, size: int) -> tuple[np.ndarray, np.ndar
     return x, rng.standard_normal(shape, np.float32)
 
 
-def our_unet(configs: Configs, dtype: str = "float32") -> tuple[Callable[..., jax.Array], tuple]:
+def our_unet(
+    configs: Architecture, dtype: str = "float32"
+) -> tuple[Callable[..., jax.Array], tuple]:
     """The UNet, not yet compiled, and arguments of batch 2, on the device."""
     network = make_networks(configs, dtype=dtype).unet
     (x, contexts), t = inputs(configs, 2, configs.unet.sample_size), np.array([500, 500], np.int32)
@@ -71,7 +73,7 @@ def our_unet(configs: Configs, dtype: str = "float32") -> tuple[Callable[..., ja
 
 
 def their_unet(
-    configs: Configs, dtype: str = "float32", device: str = "cpu"
+    configs: Architecture, dtype: str = "float32", device: str = "cpu"
 ) -> Callable[[], np.ndarray]:
     """The same call of PyTorch."""
     params = random_weights(make_networks(configs).unet.abstract, "tdm")
@@ -89,7 +91,7 @@ def their_unet(
     return call
 
 
-def flax_unet(configs: Configs) -> Callable[[], np.ndarray]:
+def flax_unet(configs: Architecture) -> Callable[[], np.ndarray]:
     """The same call of diffusers' Flax, with other weights."""
     from diffusers import FlaxUNet2DConditionModel
 
@@ -107,9 +109,9 @@ def flax_unet(configs: Configs) -> Callable[[], np.ndarray]:
 def unet_peer(name: str) -> Callable[[], np.ndarray]:
     """One call of the Stable Diffusion 1.5 UNet, batch 2, float32, by one of the peers."""
     if name == "fd_jax":
-        call, args = our_unet(Configs())
+        call, args = our_unet(Architecture())
         return lambda: np.asarray(call(*args))
-    return (their_unet if name == "PyTorch diffusers" else flax_unet)(Configs())
+    return (their_unet if name == "PyTorch diffusers" else flax_unet)(Architecture())
 
 
 def time_unet_peer(name: str, out: str) -> None:
@@ -163,7 +165,7 @@ def our_sampler(networks: Networks) -> Callable[..., jax.Array]:
 
 
 def their_sampler(
-    configs: Configs,
+    configs: Architecture,
     params: dict[str, Params],
     steps: Steps,
     *,
@@ -211,7 +213,7 @@ def their_sampler(
     return run
 
 
-def compare_sampling(configs: Configs, batches: list[int], size: int, rounds: int) -> None:
+def compare_sampling(configs: Architecture, batches: list[int], size: int, rounds: int) -> None:
     """Whole pictures, from noise and contexts."""
     networks, steps = make_networks(configs), make_steps(SamplerConfig(), ScheduleConfig())
     params = draw(networks)

@@ -16,15 +16,15 @@ import torch
 from benchmarks.peers import random_weights
 from benchmarks.torch_step import Trainer
 from configs import sdm_ffhq, sdm_small, tdm_ffhq, tdm_small
-from fd_jax import params, runtime, sharding
+from fd_jax import distributed, params, sharding
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import DataConfig
 from fd_jax.networks import make_networks
 from fd_jax.training.config import ModelConfig, TrainConfig
-from fd_jax.training.feed import place
 from fd_jax.training.initialize import read_sizes
 from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
+from fd_jax.training.prefetch import place
 from fd_jax.training.run import Model
 from fd_jax.training.step import TrainState, init_state
 from fd_jax.types import Params
@@ -104,7 +104,7 @@ class Task:
 def random_batch(data: DataConfig, shapes: Example) -> Batch:
     """Examples of noise, with as many subjects as there is room for but for one row of eight."""
     rng = np.random.default_rng(0)
-    count, side, small = data.batch_size, data.resolution, data.object_resolution
+    count, side, small = data.batch_size, data.resolution, data.subject_resolution
     subjects = data.max_subjects
     columns = np.arange(side) * (subjects + 1) // side  # 0: background
     present = np.broadcast_to(np.arange(count)[:, None] % 8 != 7, (count, subjects))
@@ -171,7 +171,7 @@ def run(trial: Trial) -> dict[str, Any]:
     """Returns seconds and metrics of the steps, and the most memory that was in use."""
     task = Task(trial)
     if trial.peer == "fd_jax":
-        runtime.enable_compile_cache()
+        distributed.enable_compile_cache()
         steps = our_steps(task)
     else:
         steps = their_steps(task)

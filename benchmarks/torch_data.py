@@ -16,7 +16,7 @@ from torchvision.transforms import functional as TF
 
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.data.captions import Tokenizer, mark_subjects, tokenize
-from fd_jax.data.ffhq import ID_FILES, item_path
+from fd_jax.data.ffhq.folder import ID_FILES, item_path
 from fd_jax.data.loader import DataConfig
 
 SHAPES = ((1024, 1024), (1024, 1024), (1024, 1365), (1365, 1024))  # height, width; in turn
@@ -86,7 +86,7 @@ class Dataset:
 
     def __init__(self, root: Path, config: DataConfig, tokenizer: Tokenizer):
         self.root, self.config, self.tokenizer = root, config, tokenizer
-        side = config.object_resolution
+        side = config.subject_resolution
         zoom, turn = T.RandomApply([ZoomIn()], 0.5), T.InterpolationMode.BILINEAR
         fit = [T.Lambda(pad_to_square), T.Resize((side, side), antialias=True)]
         augment = [
@@ -113,7 +113,7 @@ class Dataset:
         caption = tokenize(self.tokenizer, marked)
         if background is None:
             background = torch.randint(0, 255, image.shape, dtype=torch.uint8)
-        room, side = self.config.max_subjects, self.config.object_resolution
+        room, side = self.config.max_subjects, self.config.subject_resolution
         pixels = torch.zeros(room, 3, side, side)
         fitted, fitted_map = self._fit(image, segment_map, flip=training and torch.rand(()) < 0.5)
         masks = torch.zeros(room, *fitted_map.shape)

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from benchmarks.peers import Fusion, nchw, torch_model
-from fd_jax.checkpoints.torch_weights import (
+from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.torch.names import (
     IMAGE_ENCODER,
     SUBJECT_FUSION,
     TEXT_ENCODER,
@@ -29,7 +30,6 @@ from fd_jax.checkpoints.torch_weights import (
     Part,
 )
 from fd_jax.conditioning.clip_vision import MEAN, STD
-from fd_jax.config import Configs
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.training.objective import Draws, Inputs, ObjectiveConfig
 
@@ -67,7 +67,7 @@ class Trainer:
 
     def __init__(
         self,
-        configs: Configs,
+        configs: Architecture,
         params: dict,
         config: ObjectiveConfig,
         *,

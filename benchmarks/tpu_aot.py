@@ -37,11 +37,17 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.hlo import HLO
 from configs import sdm_ffhq, tdm_ffhq
 from fd_jax import params, sharding
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.architecture import (
+    Architecture,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from fd_jax.data.captions import MAX_SUBJECTS, MAX_TOKENS
-from fd_jax.data.references import Requests
+from fd_jax.inference.compiled import CompiledSampler, ModelParams
+from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks, make_networks
-from fd_jax.programs import ModelParams, Programs
 from fd_jax.sampling.solvers import init_state as init_solver
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
@@ -57,7 +63,7 @@ GB = 1e9
 HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 
 # Latents of 32 x 32 with heads of 40 channels, as small as the kernel of attention takes them.
-TINY = Configs(
+TINY = Architecture(
     UNetConfig(
         block_out_channels=(40, 40),
         has_attention=(True, False),
@@ -102,8 +108,8 @@ class Case:
     encoded: bool = False
 
     @property
-    def configs(self) -> Configs:
-        return TINY if self.size == "tiny" else Configs()
+    def configs(self) -> Architecture:
+        return TINY if self.size == "tiny" else Architecture()
 
     @property
     def rows(self) -> int:
@@ -173,16 +179,18 @@ def peer_program(case: Case) -> Program:
     return Program(jax.jit(call), args, {}, count_flops(call, *args))
 
 
-def sampling(case: Case, **options: str) -> tuple[Programs, Any]:
+def sampling(case: Case, **options: str) -> tuple[CompiledSampler, Any]:
     """The programs of sampling, and the shapes of the parameters."""
     networks = case.networks(**options)
     parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
     weights = ModelParams(*(in_bfloat16(getattr(networks, part).abstract) for part in parts))
-    return Programs(networks, weights, case.mesh), on(sharding.replicated(case.mesh), weights)
+    return CompiledSampler(networks, weights, case.mesh), on(
+        sharding.replicated(case.mesh), weights
+    )
 
 
 def sampler_program(case: Case) -> Program:
-    """All steps of a picture, as `fd_jax.programs` compiles them where no progress is shown."""
+    """All steps of a picture, as `CompiledSampler` compiles them without a progress bar."""
     config, (programs, weights) = case.configs.unet, sampling(case)
     rows, side = sharding.batched(case.mesh), config.sample_size
     columns = NamedSharding(case.mesh, P(None, sharding.DATA_AXES))
@@ -206,7 +214,7 @@ def encode_program(case: Case) -> Program:
     """Prompts and photographs to contexts."""
     programs, weights = sampling(case)
     rows, side = sharding.batched(case.mesh), case.configs.image_encoder.image_size
-    requests = Requests(
+    requests = SamplingInputs(
         input_ids=shape(rows, jnp.int32, case.rows, MAX_TOKENS),
         null_ids=shape(rows, jnp.int32, case.rows, MAX_TOKENS),
         subject_pixels=shape(rows, jnp.float32, case.rows, MAX_SUBJECTS, side, side, 3),
@@ -241,7 +249,7 @@ def train_program(kind: str, case: Case) -> Program:
         base.data,
         batch_size=case.rows,
         resolution=configs.unet.sample_size * configs.vae.downscale,
-        object_resolution=configs.image_encoder.image_size,
+        subject_resolution=configs.image_encoder.image_size,
         encodings=pathlib.Path("encodings") if case.encoded else None,
     )
     optimizer = dataclasses.replace(base.optimizer, ema_decay=0.9999 if case.ema else None)

@@ -26,11 +26,11 @@ import torch
 from benchmarks import torch_data
 from benchmarks.peers import ROOT, TaskError, do_task, in_process
 from benchmarks.steps import PEERS, Trial, run
-from fd_jax.bundled import TOKENIZER
+from fd_jax.assets import TOKENIZER
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.examples import make_example
-from fd_jax.data.ffhq import open_source
+from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.metrics import FILE_NAME, read_metrics
 

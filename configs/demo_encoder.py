@@ -20,7 +20,7 @@ from fd_jax.training.optimizer import OptimizerConfig
 DATA = DataConfig(
     batch_size=16,
     resolution=64,
-    object_resolution=64,
+    subject_resolution=64,
     max_subjects=2,
     caption_drop_prob=0.1,
     augment=False,

@@ -13,7 +13,7 @@ import dataclasses
 
 from configs.demo_encoder import DATA
 from configs.demo_tdm import CONFIG as TDM
-from fd_jax.bundled import PEOPLE
+from fd_jax.assets import PEOPLE
 from fd_jax.training.objective import ObjectiveConfig
 
 WOMAN, MAN = PEOPLE / "P003" / "P003.jpg", PEOPLE / "P005" / "P005.jpg"

@@ -3,7 +3,7 @@
     python train.py --config configs/demo_tdm.py --workdir runs/demo_tdm --data.root SCENES \
         --init.checkpoint runs/demo_vae
 
-SCENES is what `python -m fd_jax.data.scenes` writes. The UNet predicts v (arXiv:2202.00512), whose
+SCENES is what `python -m fd_jax.demo.scenes` writes. The UNet predicts v (arXiv:2202.00512), whose
 loss does not let go of colours and layout at high noise, which a small model must learn first.
 """
 

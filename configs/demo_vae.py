@@ -1,6 +1,6 @@
 """A small autoencoder, from random numbers, for two CPU cores: the first of three runs.
 
-    python -m fd_jax.data.scenes PEOPLE SCENES
+    python -m fd_jax.demo.scenes PEOPLE SCENES
     python train.py --config configs/demo_vae.py --workdir runs/demo_vae --data.root SCENES
 
 64 px; latents of 16 x 16. The TDM begins with it and leaves it as it is, and so does the SDM, so
@@ -9,7 +9,7 @@ are from the unit variance that scaling_factor 1 takes for granted.
 """
 
 from configs.tdm_small import COMPUTE, MODEL
-from fd_jax.bundled import PEOPLE
+from fd_jax.assets import PEOPLE
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig

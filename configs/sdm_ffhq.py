@@ -8,7 +8,7 @@ the subject fusion and the last two layers of the image encoder train. Parameter
 11 GB, divided over --mesh.fsdp devices. The localization loss starts near 0 and falls below it.
 """
 
-from fd_jax.bundled import PEOPLE
+from fd_jax.assets import PEOPLE
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
@@ -16,7 +16,7 @@ from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
     objective=ObjectiveConfig(kind="sdm", mask_probability=0.5, localization_weight=1e-3),
-    data=DataConfig(batch_size=32, resolution=512, object_resolution=224, num_workers=8),
+    data=DataConfig(batch_size=32, resolution=512, subject_resolution=224, num_workers=8),
     optimizer=OptimizerConfig(
         learning_rate=1e-5,
         ema_decay=None,

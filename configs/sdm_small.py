@@ -11,7 +11,7 @@ on the subject.
 """
 
 from configs.tdm_small import COMPUTE, LOOP, MODEL
-from fd_jax.bundled import PEOPLE
+from fd_jax.assets import PEOPLE
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
         localization_levels=("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"),
     ),
     model=MODEL,
-    data=DataConfig(batch_size=16, resolution=64, object_resolution=64, max_subjects=2),
+    data=DataConfig(batch_size=16, resolution=64, subject_resolution=64, max_subjects=2),
     optimizer=OptimizerConfig(
         learning_rate=5e-4,
         warmup_steps=100,

@@ -7,7 +7,7 @@ with other work beside it, 1,500 steps took 40 minutes and 4 GB of memory; the n
 held-out images fell from 0.29 (after 250 steps) to 0.20, and the pictures are recognizably people.
 """
 
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from fd_jax.data.loader import DataConfig
 from fd_jax.training.config import (
     ComputeConfig,

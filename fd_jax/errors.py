@@ -7,3 +7,11 @@ class InputError(ValueError):
     The message says what was found, what was expected and where. Scripts print it without a
     traceback.
     """
+
+
+class OutputError(InputError):
+    """A picture that cannot be written, or a file without readable settings."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint file is missing, damaged, or not what it should be."""

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fd_jax import ops
+from fd_jax.architecture import Architecture
 from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from fd_jax.config import Configs
 from fd_jax.models.unet import UNet
 from fd_jax.models.vae import VAE
+from fd_jax.ops.attention import AttentionKind, check_kind
+from fd_jax.ops.layers import Remat
 from fd_jax.types import Params
 
 
@@ -58,11 +59,11 @@ class Networks(NamedTuple):
 
 
 def make_networks(
-    configs: Configs,
+    configs: Architecture,
     *,
     dtype: DTypeLike = jnp.float32,
-    attention: ops.AttentionKind = "auto",
-    remat: ops.Remat = "none",
+    attention: AttentionKind = "auto",
+    remat: Remat = "none",
 ) -> Networks:
     """Returns all networks. Nothing is allocated.
 
@@ -70,7 +71,7 @@ def make_networks(
         InputError: The networks do not fit together, or the kind of attention is unknown.
     """
     configs.check()
-    ops.check_kind(attention)
+    check_kind(attention)
     width = configs.text_encoder.hidden_size
     unet = {"dtype": dtype, "attention": attention, "remat": remat}
     return Networks(

@@ -12,7 +12,7 @@ from fd_jax.errors import InputError
 BETA_SCHEDULES = ("linear", "scaled_linear")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
-# Settings of a diffusers scheduler that change its results and that nothing here follows.
+# Config of a diffusers scheduler that change its results and that nothing here follows.
 _UNSUPPORTED = ("trained_betas", "clip_sample", "thresholding", "rescale_betas_zero_snr")
 
 

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from fd_jax.config import Config
 from fd_jax.errors import InputError
-from fd_jax.settings import Settings
 
 DATA_AXES = ("data", "fsdp")  # both divide the batch; parameters are divided along `fsdp` alone
 
@@ -30,7 +30,7 @@ PARTITION_RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig(Settings):
+class MeshConfig(Config):
     """How devices share the work."""
 
     fsdp: int = 1

@@ -13,13 +13,19 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax
 import pytest
 
-from fd_jax import FaceDiffuser, bundled, sharding
+from fd_jax import FaceDiffuser, assets, sharding
+from fd_jax.architecture import (
+    Architecture,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from fd_jax.checkpoints.bundle import bundle as write_bundle
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
+from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
 from fd_jax.networks import make_networks
-from fd_jax.untrained import random_params, write_untrained
-from tests.trained import write_run
+from tests.helpers.runs import write_run
+from tests.helpers.untrained import random_params, write_untrained
 
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,7 +36,7 @@ jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Latents of 8 x 8, images of 16 x 16.
-TINY = Configs(
+TINY = Architecture(
     UNetConfig(
         block_out_channels=(8, 16),
         has_attention=(True, False),
@@ -99,7 +105,7 @@ def bundle(pair, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def bundled_models(bundle, monkeypatch) -> pathlib.Path:
     """Puts these in the place of the package's own."""
-    monkeypatch.setattr(bundled, "DEMO", bundle)
+    monkeypatch.setattr(assets, "DEMO", bundle)
     return bundle
 
 
@@ -107,4 +113,4 @@ def bundled_models(bundle, monkeypatch) -> pathlib.Path:
 def people() -> list[pathlib.Path]:
     """Photographs of four people."""
     ids = "P003", "P005", "P006", "P007"
-    return [bundled.PEOPLE / name / f"{name}.jpg" for name in ids]
+    return [assets.PEOPLE / name / f"{name}.jpg" for name in ids]

@@ -7,25 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fd_jax import ops, sharding
-from fd_jax.checkpoints.folders import load_folder, write_folder
-from fd_jax.checkpoints.torch_weights import Placement
-from fd_jax.config import Configs
+from fd_jax import sharding
+from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.diffusers import load_folder, write_folder
+from fd_jax.checkpoints.placement import Placement
 from fd_jax.networks import make_networks
+from fd_jax.ops.layers import num_params
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.untrained import random_params
+from tests.helpers.untrained import random_params
 
 
 def test_number_of_parameters():
-    assert ops.num_params(make_networks(Configs()).unet.abstract) == 859_520_964
+    assert num_params(make_networks(Architecture()).unet.abstract) == 859_520_964
 
 
 @pytest.mark.slow
 def test_a_written_unet_loads_and_runs_a_step(tmp_path):
-    configs = Configs()
+    configs = Architecture()
     network = make_networks(configs, attention="by_head").unet
     written = random_params(network.abstract, 0, "unet")
     write_folder("unet", tmp_path, written, configs.unet.to_json())

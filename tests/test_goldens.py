@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from released_weights import write_checkpoints
 
 from fd_jax import FaceDiffuser, sharding
-from fd_jax.checkpoints.folders import load_folder, read_configs
-from fd_jax.checkpoints.released import SDM_PARTS, load_released
-from fd_jax.checkpoints.torch_weights import Placement
-from fd_jax.data.references import make_requests
+from fd_jax.checkpoints.diffusers import load_folder, read_configs
+from fd_jax.checkpoints.flat_file import SDM_PARTS, load_released
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.inference.inputs import make_inputs
 from fd_jax.networks import make_networks
+from tests.helpers.released_weights import write_checkpoints
 
 pytestmark = pytest.mark.golden
 
@@ -140,7 +140,7 @@ def trajectory(request, goldens, golden_pipe):
         "latents": channels_last(golden["init_latents"]),
         "height": golden["init_latents"].shape[2] * golden_pipe.configs.vae.downscale,
         "width": golden["init_latents"].shape[3] * golden_pipe.configs.vae.downscale,
-        "object_resolution": golden["object_pixel_values"].shape[-1],
+        "subject_resolution": golden["object_pixel_values"].shape[-1],
         "output_type": "latents",
     }
     latents, trace = golden_pipe(**arguments, trace=True)
@@ -150,12 +150,12 @@ def trajectory(request, goldens, golden_pipe):
 def test_requests(trajectory, golden_pipe):
     """Tokens, marked words and pixels, from prompt and photographs."""
     golden, arguments, _, _ = trajectory
-    requests = make_requests(
+    requests = make_inputs(
         golden_pipe.tokenizer,
         [arguments["prompts"]],
         [arguments["references"]],
         [""],
-        object_resolution=arguments["object_resolution"],
+        subject_resolution=arguments["subject_resolution"],
     )
     np.testing.assert_array_equal(requests.input_ids, golden["input_ids"])
     count = len(arguments["references"])
@@ -169,12 +169,12 @@ def test_requests(trajectory, golden_pipe):
 
 def test_contexts(trajectory, golden_pipe):
     golden, arguments, _, _ = trajectory
-    requests = make_requests(
+    requests = make_inputs(
         golden_pipe.tokenizer,
         [arguments["prompts"]],
         [arguments["references"]],
         [arguments["negative_prompt"]],
-        object_resolution=arguments["object_resolution"],
+        subject_resolution=arguments["subject_resolution"],
     )
     pixels = np.zeros_like(requests.subject_pixels)
     count = len(arguments["references"])
@@ -199,7 +199,7 @@ def test_latents_from_subject_pixels(trajectory, golden_pipe, monkeypatch):
     golden, arguments, _, _ = trajectory
     pixels = iter(channels_last(golden["object_pixel_values"][0]))
     monkeypatch.setattr(
-        "fd_jax.data.references.subject_pixels", lambda photograph, resolution: next(pixels)
+        "fd_jax.inference.inputs.subject_pixels", lambda photograph, resolution: next(pixels)
     )
     # The trace is not wanted, but the program that gives it is compiled already.
     latents, _ = golden_pipe(**arguments, trace=True)

@@ -8,15 +8,15 @@ import pytest
 # Modules and folders of one row do not know each other: `models` never imports `conditioning`,
 # nor the other way round.
 LAYERS = (
-    {"bundled", "errors", "types"},
-    {"config", "ops", "params", "schedule", "settings"},
-    {"sharding", "runtime", "pictures"},
-    {"data", "checkpoints", "trace_pictures"},
+    {"assets", "errors", "types"},
+    {"config", "files", "ops", "params", "schedule"},
+    {"architecture", "distributed", "images", "sharding"},
+    {"checkpoints", "data"},
     {"conditioning", "models"},
-    {"networks", "sampling", "losses"},
-    {"programs", "arguments", "untrained"},
-    {"pipeline", "training"},
+    {"losses", "networks", "sampling"},
+    {"inference", "training"},
     {"evaluation"},
+    {"demo"},
 )
 PACKAGE = pathlib.Path(__file__).parents[1] / "fd_jax"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -59,7 +59,7 @@ def test_imports_point_up(path):
 
     for name in imports(ast.parse(path.read_text())):
         if name == "fd_jax" or name.startswith("fd_jax."):
-            [target] = name.split(".")[1:2] or ["pipeline"]
+            [target] = name.split(".")[1:2] or ["inference"]
             if target != own:
                 assert row(target) < row(own), f"fd_jax.{own} imports fd_jax.{target}"
 

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from untrained import normal
 
-from fd_jax import ops
-from fd_jax.checkpoints.folders import read_configs
+from fd_jax.architecture import Architecture, ConfigError
+from fd_jax.checkpoints.diffusers import read_configs
 from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from fd_jax.config import ConfigError, Configs
 from fd_jax.models.unet import UNet
 from fd_jax.models.vae import VAE
 from fd_jax.networks import make_networks
-from fd_jax.untrained import random_params
+from fd_jax.ops.layers import num_params
+from tests.helpers.modules import normal
+from tests.helpers.untrained import random_params
 
 NAMES = ("text_encoder", "image_encoder", "subject_fusion", "unet", "vae")
 
@@ -33,8 +33,8 @@ def networks(request, configs):
 
 def test_sizes_of_the_real_networks():
     """Those of Stable Diffusion 1.5 and CLIP ViT-L/14, whose projection has no bias."""
-    networks = make_networks(Configs())
-    found = {name: ops.num_params(getattr(networks, name).abstract) for name in NAMES}
+    networks = make_networks(Architecture())
+    found = {name: num_params(getattr(networks, name).abstract) for name in NAMES}
     assert found == {
         "text_encoder": 123_060_480,
         "image_encoder": 303_179_776 + 768 * 1024,

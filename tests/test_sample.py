@@ -7,18 +7,18 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from processes import start, together
-from trained import write_run
 
 import sample
-from fd_jax import bundled
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS
-from fd_jax.data.requests import read_requests
+from fd_jax import assets
+from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
+from fd_jax.images.png import read_settings
+from fd_jax.inference.pipeline import FaceDiffuser, to_uint8
+from fd_jax.inference.prompt_file import read_prompt_file
 from fd_jax.networks import make_networks
-from fd_jax.pictures import read_settings
-from fd_jax.pipeline import FaceDiffuser, to_uint8
-from fd_jax.untrained import random_params
 from tests.conftest import TINY
+from tests.helpers.processes import start, together
+from tests.helpers.runs import write_run
+from tests.helpers.untrained import random_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = "a man <|image|> in the snow"
@@ -84,7 +84,7 @@ def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
         "solver": "ddim",
         "guidance_scale": "5.0",
         "width": "16",
-        "object_resolution": "28",
+        "subject_resolution": "28",
         "dtype": "float32",
     }
     assert expected.items() <= settings.items()
@@ -97,7 +97,7 @@ def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
         num_steps=4,
         alpha=0.25,
         beta=0.75,
-        object_resolution=28,
+        subject_resolution=28,
         output_type="np",
     )
     for i, image in enumerate(to_uint8(images)):
@@ -288,7 +288,7 @@ def test_without_models_those_of_the_package_are_sampled(run, people, tmp_path):
     assert status == 0, shown
     assert printed.count("bundled models: 64 px") == 1
     assert "made 12 pictures" in printed
-    requests, _ = read_requests(bundled.PROMPTS)
+    requests, _ = read_prompt_file(assets.PROMPTS)
     names = {request.output for request in requests}
     traces = {name.replace(".png", "_trace.png") for name in names}
     assert {path.name for path in out.iterdir()} == names | traces | {"contact_sheet.png"}

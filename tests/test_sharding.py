@@ -6,17 +6,23 @@ import jax
 import numpy as np
 import pytest
 
-from fd_jax import ops, sharding
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, Configs, UNetConfig, VAEConfig
-from fd_jax.data.references import Requests
+from fd_jax import sharding
+from fd_jax.architecture import (
+    Architecture,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from fd_jax.errors import InputError
+from fd_jax.inference.compiled import CompiledSampler, ModelParams
+from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import make_networks
-from fd_jax.programs import ModelParams, Programs
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.untrained import random_params
+from tests.helpers.untrained import random_params
 
-CONFIGS = Configs(
+CONFIGS = Architecture(
     UNetConfig(
         block_out_channels=(8, 16),
         has_attention=(True, False),
@@ -102,7 +108,7 @@ def compiled():
     params = ModelParams(*(random_params(getattr(networks, p).abstract, 0, p) for p in parts))
     mesh = sharding.make_mesh(fsdp=2)
     params, rows = sharding.put(params, sharding.replicated(mesh)), sharding.batched(mesh)
-    requests = Requests(
+    requests = SamplingInputs(
         np.full((ROWS, 7), 3, np.int32),
         np.full((ROWS, 7), 59, np.int32),
         np.full((ROWS, 2, 28, 28, 3), 0.5, np.float32),
@@ -114,9 +120,9 @@ def compiled():
     size = dict(zip(("height", "width"), SIZE, strict=True))
     given = sharding.put(np.zeros((ROWS, *SIZE, 4), np.float32), rows)
     steps = make_steps(SamplerConfig(num_steps=3), ScheduleConfig())
-    programs = Programs(networks, params, mesh)
+    programs = CompiledSampler(networks, params, mesh)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "QUERY_BLOCK", 20)  # of 60 queries
+        patch.setattr("fd_jax.ops.attention.QUERY_BLOCK", 20)  # of 60 queries
         contexts, state = programs._encode(params, requests), programs._start(*seeds, **size)
         inputs = (params, state, contexts, np.float32(5), steps)
         lowered = {

@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
-from processes import start, together
 
 import train
 from fd_jax.training.metrics import read_metrics
+from tests.helpers.processes import start, together
 
 CONFIG = "from tests.training.conftest import make_config\n\nCONFIG = make_config({})\n"
 

@@ -21,12 +21,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fd_jax.checkpoints.folders import write_folder, write_json
-from fd_jax.checkpoints.lazy_tensor import CheckpointError
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, write_released
-from fd_jax.checkpoints.run_model import is_run, read_model
+from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.diffusers import write_folder
+from fd_jax.checkpoints.errors import abbreviate
+from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, write_released
+from fd_jax.checkpoints.run.model_json import is_run, read_model
 from fd_jax.checkpoints.sources import Sources, bundle_sources, check_same, read_sizes
-from fd_jax.checkpoints.torch_weights import some
 from fd_jax.checkpoints.writing import (
     DTYPES,
     cast,
@@ -35,8 +35,8 @@ from fd_jax.checkpoints.writing import (
     read_float32,
     whole_folder,
 )
-from fd_jax.config import Configs
-from fd_jax.errors import InputError
+from fd_jax.errors import CheckpointError, InputError
+from fd_jax.files import write_json
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
@@ -109,12 +109,12 @@ def _check_shared(
         ]
         if changed:
             raise CheckpointError(
-                f"{tdm} and {sdm} do not share their {part}: {some(changed, 3)} differ, expected "
-                "equal parameters, as of an SDM that began as this TDM and left them alone"
+                f"{tdm} and {sdm} do not share their {part}: {abbreviate(changed, 3)} differ, "
+                "expected equal parameters, as of an SDM that began as this TDM and left them alone"
             )
 
 
-def _write_configs(places: Sources, configs: Configs, schedule: ScheduleConfig) -> None:
+def _write_configs(places: Sources, configs: Architecture, schedule: ScheduleConfig) -> None:
     """Writes the sizes of what lies in the flat files, and the schedule."""
     base = Path(places.base)
     for part in ("unet", "text_encoder"):

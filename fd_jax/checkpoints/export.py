@@ -17,12 +17,11 @@ from typing import Literal, get_args
 
 import jax
 
-from fd_jax.checkpoints.folders import write_folder, write_stable_diffusion
-from fd_jax.checkpoints.lazy_tensor import CheckpointError
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
-from fd_jax.checkpoints.run_model import ALONE, RunModel, read_model
-from fd_jax.checkpoints.torch_files import write_safetensors
-from fd_jax.checkpoints.torch_writer import write_torch
+from fd_jax.checkpoints.diffusers import write_folder, write_stable_diffusion
+from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
+from fd_jax.checkpoints.run.model_json import ALONE, RunModel, read_model
+from fd_jax.checkpoints.torch.files import write_safetensors
+from fd_jax.checkpoints.torch.writer import write_torch
 from fd_jax.checkpoints.writing import (
     DTYPES,
     cast,
@@ -31,7 +30,7 @@ from fd_jax.checkpoints.writing import (
     read_float32,
     whole_folder,
 )
-from fd_jax.errors import InputError
+from fd_jax.errors import CheckpointError, InputError
 from fd_jax.types import Params
 
 Format = Literal["bin", "safetensors"]

@@ -4,16 +4,17 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fd_jax import bundled
-from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
-from fd_jax.checkpoints.lazy_tensor import CheckpointError
-from fd_jax.checkpoints.released import SDM_PARTS, TDM_PARTS, load_released
-from fd_jax.checkpoints.run_model import RunModel, is_run, read_model
-from fd_jax.checkpoints.store import read_params
-from fd_jax.checkpoints.torch_weights import Placement
-from fd_jax.config import CLIPVisionConfig, Configs
+from fd_jax import assets
+from fd_jax.architecture import Architecture, CLIPVisionConfig
+from fd_jax.checkpoints.diffusers import load_folder, read_configs
+from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, load_released
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.run.manager import read_params
+from fd_jax.checkpoints.run.model_json import RunModel, is_run, read_model
+from fd_jax.config import differences, to_json
+from fd_jax.errors import CheckpointError
+from fd_jax.files import read_json
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.settings import differences, to_json
 from fd_jax.types import Params
 
 
@@ -54,7 +55,7 @@ def find_sources(
     given = {"sdm": sdm, "tdm": tdm, "base": base, "image_encoder": image_encoder}
     given = {name: path for name, path in given.items() if path is not None}
     if not given:
-        return bundle_sources(bundled.DEMO)
+        return bundle_sources(assets.DEMO)
     if missing := [name for name in ("sdm", "tdm") if name not in given]:
         found = ", ".join(f"{name} {path}" for name, path in given.items())
         raise CheckpointError(
@@ -64,7 +65,7 @@ def find_sources(
     return Sources(**given)
 
 
-def read_sizes(sources: Sources) -> tuple[Configs, ScheduleConfig]:
+def read_sizes(sources: Sources) -> tuple[Architecture, ScheduleConfig]:
     """Returns the sizes of all networks and the noise schedule, on which all sources agree.
 
     Flat files say nothing of a schedule: if there is a base, theirs is that of the base.

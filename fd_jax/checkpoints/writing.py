@@ -11,9 +11,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from fd_jax.checkpoints.lazy_tensor import CheckpointError, file_errors
-from fd_jax.checkpoints.store import read_params
-from fd_jax.checkpoints.torch_weights import Placement, flatten, unflatten
+from fd_jax.checkpoints.errors import file_errors
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.run.manager import read_params
+from fd_jax.checkpoints.torch.names import flatten, unflatten
+from fd_jax.errors import CheckpointError
 from fd_jax.types import Params
 
 DTYPES = {

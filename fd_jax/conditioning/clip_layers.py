@@ -6,7 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fd_jax import ops
+from fd_jax.ops.attention import attention_probs, weigh
+from fd_jax.ops.layers import quick_gelu
 
 Hidden = Float[Array, "b n d"]
 layer_norm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -27,7 +28,7 @@ class SelfAttention(nnx.Module):
             return y.reshape(*y.shape[:2], self.num_heads, -1)
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        return self.out_proj(ops.weigh(ops.attention_probs(q, k, mask), v).reshape(x.shape))
+        return self.out_proj(weigh(attention_probs(q, k, mask), v).reshape(x.shape))
 
 
 class MLP(nnx.Module):
@@ -38,7 +39,7 @@ class MLP(nnx.Module):
         self.fc2 = nnx.Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Hidden) -> Hidden:
-        return self.fc2(ops.quick_gelu(self.fc1(x)))
+        return self.fc2(quick_gelu(self.fc1(x)))
 
 
 class EncoderLayer(nnx.Module):

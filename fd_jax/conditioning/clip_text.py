@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from fd_jax.architecture import CLIPTextConfig
 from fd_jax.conditioning.clip_layers import EncoderLayer, layer_norm
-from fd_jax.config import CLIPTextConfig
 from fd_jax.types import Context, Tokens
 
 

@@ -5,9 +5,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fd_jax import ops
+from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.conditioning.clip_layers import EncoderLayer, layer_norm
-from fd_jax.config import CLIPVisionConfig
+from fd_jax.ops.layers import resize
 
 # What CLIP normalizes its images with (github.com/openai/CLIP).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,7 +46,7 @@ class ImageEncoder(nnx.Module):
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """Returns embeddings of images in [0, 1] of any size, not normalized."""
         size = self.config.image_size
-        pixels = ops.resize(pixels, (size, size))
+        pixels = resize(pixels, (size, size))
         mean, std = jnp.array(MEAN)[None, None, None], jnp.array(STD)[None, None, None]
         x = self.patch_embedding(((pixels - mean) / std).astype(self.dtype))
         x = x.reshape(x.shape[0], -1, x.shape[-1])

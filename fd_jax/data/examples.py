@@ -8,10 +8,10 @@ from jaxtyping import Bool, Int32, Shaped, UInt8
 
 from fd_jax.data import transforms
 from fd_jax.data.captions import MAX_TOKENS, PromptError, Tokenizer, mark_subjects, tokenize
-from fd_jax.data.encodings import Encodings
-from fd_jax.data.ffhq import Record
-from fd_jax.data.ffhq_item import DataError, Segment, decode_image, decode_map
-from fd_jax.data.painters import backdrop
+from fd_jax.data.ffhq.folder import Record
+from fd_jax.data.ffhq.record import DataError, Segment, decode_image, decode_map
+from fd_jax.data.latent_cache import Encodings
+from fd_jax.demo.painters import backdrop
 
 Crops = Literal["noise", "portrait"]
 
@@ -39,7 +39,7 @@ class ExampleConfig(Protocol):
     """The part of `DataConfig` that an example depends on."""
 
     resolution: int
-    object_resolution: int
+    subject_resolution: int
     max_subjects: int
     caption_drop_prob: float
     subject_keep_prob: float
@@ -94,7 +94,7 @@ def make_example(
     except PromptError as error:
         raise DataError(f"item {record.id}: {error}") from error
 
-    room, side = config.max_subjects, config.object_resolution
+    room, side = config.max_subjects, config.subject_resolution
     pixels = np.zeros((room, side, side, 3), np.uint8)
     ids = np.zeros(room, np.uint8)
     fitted_map = np.zeros((config.resolution, config.resolution), np.uint8)

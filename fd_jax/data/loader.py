@@ -15,15 +15,15 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from fd_jax.bundled import TOKENIZER
+from fd_jax.assets import TOKENIZER
+from fd_jax.config import Config
 from fd_jax.data.captions import MAX_SUBJECTS, Tokenizer, load_tokenizer
-from fd_jax.data.encodings import Encodings
 from fd_jax.data.examples import Crops, Example, make_example
-from fd_jax.data.ffhq import Source, Split, has_split, open_source
-from fd_jax.data.ffhq_item import DataError
-from fd_jax.data.references import MAX_OBJECT_RESOLUTION
+from fd_jax.data.ffhq.folder import Source, Split, has_split, open_source
+from fd_jax.data.ffhq.record import DataError
+from fd_jax.data.latent_cache import Encodings
 from fd_jax.errors import InputError
-from fd_jax.settings import Settings
+from fd_jax.inference.inputs import MAX_OBJECT_RESOLUTION
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -31,7 +31,7 @@ Shard = tuple[int, int]  # which of how many processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Settings):
+class DataConfig(Config):
     """Which photographs are learnt from, and what of them is seen."""
 
     root: tuple[Path, ...] = ()
@@ -43,7 +43,7 @@ class DataConfig(Settings):
     """Examples per step, those of all processes together."""
     resolution: int = 512
     """Side of the images in pixels."""
-    object_resolution: int = 224
+    subject_resolution: int = 224
     """Side of the subjects' crops in pixels."""
     max_subjects: int = 4
     """Subjects per image, the rest being left out by chance; 0 learns from captions alone."""
@@ -79,7 +79,7 @@ class DataConfig(Settings):
         for name in ("batch_size", "num_threads", "prefetch"):
             self.require(name, 1)
         self.require("resolution", 8, 8192)
-        self.require("object_resolution", 2, MAX_OBJECT_RESOLUTION)
+        self.require("subject_resolution", 2, MAX_OBJECT_RESOLUTION)
         self.require("max_subjects", 0, MAX_SUBJECTS)
         for name in ("caption_drop_prob", "subject_keep_prob"):
             self.require(name, 0, 1)
@@ -287,7 +287,7 @@ def _divide(config: DataConfig, shard: Shard | None) -> Shard:
 
 def _check_shared_memory(config: DataConfig, size: int) -> None:
     """Raises InputError if the workers' batches would not fit, of which they would die unheard."""
-    bytes_each = 4 * config.resolution**2 + 3 * config.max_subjects * config.object_resolution**2
+    bytes_each = 4 * config.resolution**2 + 3 * config.max_subjects * config.subject_resolution**2
     # Those ahead, one being made and one being read.
     needed = config.num_workers * (config.prefetch + 2) * size * bytes_each
     if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:

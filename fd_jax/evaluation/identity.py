@@ -12,10 +12,10 @@ from PIL import Image
 
 from fd_jax import sharding
 from fd_jax.data.photographs import subject_pixels
+from fd_jax.demo.grid import Pixels
 from fd_jax.errors import InputError
-from fd_jax.evaluation.grid import Pixels
+from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.networks import make_networks
-from fd_jax.pipeline import FaceDiffuser
 
 # Where one of two people is: those of the training pictures have their heads within 0.03 to 0.49 of
 # the width (or the mirror image of that), while the neighbour's shoulders reach 0.42; their hair

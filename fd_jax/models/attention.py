@@ -5,8 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fd_jax import ops
 from fd_jax.models.blocks import conv1x1, group_norm
+from fd_jax.ops.attention import AttentionKind, attention, attention_probs, weigh
 from fd_jax.types import Context
 
 AttentionMap = Float[Array, "b heads q k"]  # each query's probabilities over the keys
@@ -21,7 +21,7 @@ class Attention(nnx.Module):
         context_dim: int,
         *,
         num_heads: int,
-        kind: ops.AttentionKind,
+        kind: AttentionKind,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -40,10 +40,10 @@ class Attention(nnx.Module):
         q, k, v = heads(self.to_q(x)), heads(self.to_k(context)), heads(self.to_v(context))
         probs = None
         if return_map:
-            probs = ops.attention_probs(q, k)
-            y = ops.weigh(probs, v)
+            probs = attention_probs(q, k)
+            y = weigh(probs, v)
         else:
-            y = ops.attention(q, k, v, kind=self.kind)
+            y = attention(q, k, v, kind=self.kind)
         return self.to_out(y.reshape(x.shape)), probs
 
 
@@ -68,7 +68,7 @@ class TransformerBlock(nnx.Module):
         context_dim: int,
         *,
         num_heads: int,
-        kind: ops.AttentionKind,
+        kind: AttentionKind,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
         context_dim: Width of the context.
         num_heads: Attention heads.
         groups: Groups of the normalization in front.
-        kind: How self-attention and cross-attention are computed, see `ops.attention`.
+        kind: How self-attention and cross-attention are computed, see `attention`.
         dtype: Dtype of the computation, except in norms and softmax.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
@@ -111,7 +111,7 @@ class Transformer(nnx.Module):
         *,
         num_heads: int,
         groups: int,
-        kind: ops.AttentionKind,
+        kind: AttentionKind,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):

@@ -10,10 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from fd_jax import ops
-from fd_jax.config import UNetConfig
+from fd_jax.architecture import UNetConfig
 from fd_jax.models.attention import AttentionMap, Transformer
 from fd_jax.models.blocks import ResBlock, conv3x3, group_norm, silu_conv_out, upsample
+from fd_jax.ops.attention import AttentionKind
+from fd_jax.ops.layers import Remat, remat, time_embedding
 from fd_jax.types import Context, Latents
 
 Features = Float[Array, "b h w c"]
@@ -39,7 +40,7 @@ class Level(nnx.Module):
         *,
         attends: bool,
         dtype: DTypeLike,
-        kind: ops.AttentionKind,
+        kind: AttentionKind,
         rngs: nnx.Rngs,
         num_transformers: int | None = None,
     ):
@@ -65,8 +66,8 @@ class UNet(nnx.Module):
     Args:
         config: Sizes.
         dtype: Dtype of the computation. Norms and softmax stay float32, parameters as they are.
-        attention: How attention is computed, see `ops.attention`.
-        remat: What is computed again on the way back in place of being kept, see `ops.remat`.
+        attention: How attention is computed, see `attention`.
+        remat: What is computed again on the way back in place of being kept, see `remat`.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
@@ -75,8 +76,8 @@ class UNet(nnx.Module):
         config: UNetConfig,
         *,
         dtype: DTypeLike = jnp.float32,
-        attention: ops.AttentionKind = "auto",
-        remat: ops.Remat = "none",
+        attention: AttentionKind = "auto",
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         channels, depth = config.block_out_channels, config.layers_per_block
@@ -152,7 +153,7 @@ class UNet(nnx.Module):
         maps: dict[str, AttentionMap] = {}
 
         def run(block: nnx.Module, *args: Array, **static: bool) -> Any:
-            return ops.remat(partial(_call, **static), self.remat)(block, *args)
+            return remat(partial(_call, **static), self.remat)(block, *args)
 
         def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Array:
             h = run(level.resnets[i], h, temb)
@@ -205,5 +206,5 @@ class TimeEmbedding(nnx.Module):
         self.linear_2 = nnx.Linear(4 * dim, 4 * dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, t: Int[Array, " b"]) -> Float[Array, "b d"]:
-        sinusoids = ops.time_embedding(t, self.dim).astype(self.dtype)
+        sinusoids = time_embedding(t, self.dim).astype(self.dtype)
         return self.linear_2(nnx.silu(self.linear_1(sinusoids)))

@@ -8,9 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fd_jax import ops
-from fd_jax.config import VAEConfig
+from fd_jax.architecture import VAEConfig
 from fd_jax.models.blocks import ResBlock, conv1x1, conv3x3, group_norm, silu_conv_out, upsample
+from fd_jax.ops.attention import attention
 from fd_jax.types import Images, Latents
 
 _EPS = 1e-6  # of every normalization
@@ -38,7 +38,7 @@ class PixelAttention(nnx.Module):
         b, h, w, c = x.shape
         y = self.group_norm(x).reshape(b, h * w, c)
         q, k, v = (to(y)[:, :, None, :] for to in (self.to_q, self.to_k, self.to_v))
-        return x + self.to_out(ops.attention(q, k, v).reshape(b, h * w, c)).reshape(b, h, w, c)
+        return x + self.to_out(attention(q, k, v).reshape(b, h * w, c)).reshape(b, h, w, c)
 
 
 class Middle(nnx.Module):

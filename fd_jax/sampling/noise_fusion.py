@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fd_jax import ops
+from fd_jax.ops.layers import resize
 from fd_jax.types import Latents
 
 Smoothing = Literal["box", "gaussian"]
@@ -41,7 +41,7 @@ def _box(x: Saliency) -> Saliency:
     total = jax.lax.reduce_window(
         x, 0.0, jax.lax.add, (1, 4, 4, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )
-    return ops.resize(total / 16, x.shape[1:3])
+    return resize(total / 16, x.shape[1:3])
 
 
 def _gaussian(x: Saliency) -> Saliency:

@@ -10,18 +10,20 @@ from typing import Annotated, Any
 
 import tyro
 
-from fd_jax import ops, runtime, sharding
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from fd_jax import distributed, sharding
+from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from fd_jax.config import Config, differences, nearest, to_json
 from fd_jax.data.loader import DataConfig
 from fd_jax.errors import InputError
+from fd_jax.ops.attention import AttentionKind
+from fd_jax.ops.layers import Remat, as_dtype
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.settings import Settings, differences, nearest, to_json
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Settings):
+class ModelConfig(Config):
     """Sizes of networks that are trained from scratch."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
@@ -32,7 +34,7 @@ class ModelConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InitConfig(Settings):
+class InitConfig(Config):
     """What training begins with. What nothing here gives begins at random."""
 
     base: Path | None = None
@@ -46,14 +48,14 @@ class InitConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComputeConfig(Settings):
+class ComputeConfig(Config):
     """How the same numbers are computed."""
 
     dtype: str = "bfloat16"
     """Of the computation, bfloat16 or float32. Parameters and moments are float32."""
-    attention: ops.AttentionKind = "auto"
+    attention: AttentionKind = "auto"
     """How attention is computed; auto takes what suits the machine."""
-    remat: ops.Remat = "none"
+    remat: Remat = "none"
     """What is computed again on the way back to save memory: none, all but the products of
     matrices (dots), or whole blocks."""
     accumulation: int = 1
@@ -62,11 +64,11 @@ class ComputeConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         self.require("accumulation", 1)
-        ops.as_dtype(self.dtype)
+        as_dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig(Settings):
+class LoopConfig(Config):
     """How long, and what happens on the way."""
 
     num_steps: int = 150_000
@@ -103,7 +105,7 @@ class LoopConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogConfig(Settings):
+class LogConfig(Config):
     """Where metrics go besides WORKDIR/metrics.jsonl."""
 
     tensorboard: bool = False
@@ -113,7 +115,7 @@ class LogConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreviewConfig(Settings):
+class PreviewConfig(Config):
     """Pictures that are made at intervals, always from the same noise."""
 
     prompts: tuple[str, ...] = ()
@@ -133,7 +135,7 @@ class PreviewConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class TrainConfig(Config):
     """A training run."""
 
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
@@ -147,7 +149,7 @@ class TrainConfig(Settings):
     loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     preview: PreviewConfig = dataclasses.field(default_factory=PreviewConfig)
-    processes: runtime.Processes = dataclasses.field(default_factory=runtime.Processes)
+    processes: distributed.Processes = dataclasses.field(default_factory=distributed.Processes)
 
 
 # What may change from one part of a run to the next: it changes no number of any step but by

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from fd_jax import params, sharding
-from fd_jax.checkpoints import store
-from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
-from fd_jax.checkpoints.released import SDM_PARTS, load_released, parts_in
-from fd_jax.checkpoints.run_model import ALONE, is_run, read_model
-from fd_jax.checkpoints.torch_weights import Placement
-from fd_jax.config import CLIPVisionConfig, Configs
+from fd_jax.architecture import Architecture, CLIPVisionConfig
+from fd_jax.checkpoints.diffusers import load_folder, read_configs
+from fd_jax.checkpoints.flat_file import SDM_PARTS, load_released, parts_in
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.run import manager
+from fd_jax.checkpoints.run.model_json import ALONE, is_run, read_model
+from fd_jax.config import differences, to_json
 from fd_jax.errors import InputError
+from fd_jax.files import read_json
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.settings import differences, to_json
 from fd_jax.training.config import InitConfig, ModelConfig
 from fd_jax.training.objective import PARTS
 from fd_jax.types import Params
@@ -27,7 +28,7 @@ from fd_jax.types import Params
 class Sizes(NamedTuple):
     """All that says what a model computes, but for its parameters."""
 
-    configs: Configs
+    configs: Architecture
     schedule: ScheduleConfig
 
 
@@ -39,7 +40,7 @@ def read_sizes(init: InitConfig, model: ModelConfig | None) -> Sizes:
     """
     own = None
     if model is not None:
-        configs = Configs(model.unet, model.vae, model.text_encoder, model.image_encoder)
+        configs = Architecture(model.unet, model.vae, model.text_encoder, model.image_encoder)
         own = Sizes(configs, model.schedule)
     found, where = own, None
     if init.checkpoint is not None and is_run(init.checkpoint):
@@ -144,7 +145,7 @@ def initial_params(
     if (path := init.checkpoint) is not None:
         wanted = [part for part in origin if origin[part] == path]
         if is_run(path):
-            found = store.read_params(path, placement=placement, wanted=wanted)
+            found = manager.read_params(path, placement=placement, wanted=wanted)
         else:
             found, _ = load_released(path, SDM_PARTS, abstract, placement, wanted=wanted)
     for part, path in origin.items():

@@ -13,15 +13,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from fd_jax import runtime, sharding
-from fd_jax.checkpoints.store import Store
+from fd_jax import distributed, sharding
+from fd_jax.checkpoints.run.manager import RunCheckpoints
+from fd_jax.config import to_json
+from fd_jax.images.png import write_png
 from fd_jax.params import Flat
-from fd_jax.pictures import write_png
-from fd_jax.settings import to_json
 from fd_jax.training.config import TrainConfig
-from fd_jax.training.feed import Feed
 from fd_jax.training.flops import peak_flops
 from fd_jax.training.metrics import MetricsWriter
+from fd_jax.training.prefetch import DevicePrefetcher
 from fd_jax.training.step import TrainState
 
 
@@ -76,8 +76,8 @@ class Tools(NamedTuple):
     train_step: Any  # compiled: state, frozen, batch, key -> state, metrics
     evaluate: Any  # trained, frozen -> metrics of held-out examples; None without any
     preview: Any  # trained, frozen -> a sheet of pictures; None without prompts
-    store: Store
-    feed: Feed
+    store: RunCheckpoints
+    feed: DevicePrefetcher
     name: Any  # numbers of the data's items -> their ids
     learning_rate: Any  # steps done -> rate
     flops: int  # of a step, as the model asks for them
@@ -90,7 +90,7 @@ class Loop:
     Python.
 
     Args:
-        config: Settings of the run.
+        config: Config of the run.
         workdir: Its folder.
         mesh: Devices.
         tools: What it works with.
@@ -226,7 +226,7 @@ class Loop:
             {
                 "position": self._step * self.config.data.batch_size,
                 "held_out": self._held_out,
-                "versions": runtime.versions(),
+                "versions": distributed.versions(),
             },
             None if loss is None else {"loss": loss},
             force=True,

@@ -32,7 +32,7 @@ class MetricsWriter:
         step: Steps done so far. Lines of later ones, which a stopped run may have left, go.
         tensorboard: Whether to write to WORKDIR/tensorboard.
         wandb: Project of Weights & Biases.
-        config: Settings of the run.
+        config: Config of the run.
 
     Raises:
         InputError: An optional package is missing.

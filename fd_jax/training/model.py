@@ -11,20 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fd_jax import params, sharding
-from fd_jax.checkpoints import store
-from fd_jax.checkpoints.run_model import RunModel, write_model
-from fd_jax.checkpoints.store import Store
+from fd_jax.checkpoints.run import manager
+from fd_jax.checkpoints.run.manager import RunCheckpoints
+from fd_jax.checkpoints.run.model_json import RunModel, write_model
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.examples import Example
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
-from fd_jax.training.feed import place
 from fd_jax.training.flops import count_flops
 from fd_jax.training.initialize import Sizes, given, initial_params
 from fd_jax.training.objective import PARTS, Batch, Objective, to_inputs
 from fd_jax.training.optimizer import make_optimizer, rates
+from fd_jax.training.prefetch import place
 from fd_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
 
 _EVALUATION = 0x5EED  # folded into the run's key: held-out draws are not those of a step
@@ -58,7 +58,7 @@ class Model:
         )
 
     def begin(
-        self, workdir: Path, checkpoints: Store
+        self, workdir: Path, checkpoints: RunCheckpoints
     ) -> tuple[TrainState, Flat, dict[str, Any] | None]:
         """Returns state, frozen parameters, and what the checkpoint says, if there is one."""
         config, dtype = self.config, self.networks.dtype
@@ -83,7 +83,7 @@ class Model:
                 for part, source in origin.items():
                     print(f"{part} begins with {source}")
             frozen = {path: found[path] for path in frozen_paths}
-            store.save_frozen(workdir, frozen)
+            manager.save_frozen(workdir, frozen)
             write_model(workdir, RunModel(config.objective.kind, *self.sizes))
             layout = sharding.shardings(shapes, self.mesh)
             state = jax.jit(make, out_shardings=layout)({path: found[path] for path in trained})
@@ -92,7 +92,7 @@ class Model:
             step, values, ema, meta = restored
             state = TrainState(ema_params=ema, **values)
             shapes = {path: self.abstract[path] for path in frozen_paths}
-            frozen = store.read_frozen(workdir, sharding.targets(shapes, self.mesh))
+            frozen = manager.read_frozen(workdir, sharding.targets(shapes, self.mesh))
             if jax.process_index() == 0:
                 print(f"goes on after step {step}")
         # Kept in the dtype of computation, as nothing is ever added to them.
@@ -150,7 +150,7 @@ class Model:
         def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
-        side, subjects, small = data.resolution, data.max_subjects, data.object_resolution
+        side, subjects, small = data.resolution, data.max_subjects, data.subject_resolution
         if data.encodings is None:
             seen = {"image": array(jnp.uint8, side, side, 3)}
         else:

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fd_jax.conditioning.encode import embed_subjects
+from fd_jax.config import Config, nearest
 from fd_jax.data.examples import Example
 from fd_jax.errors import InputError
 from fd_jax.losses import appearance, denoising, localization, reconstruction
 from fd_jax.models.vae import Posterior
 from fd_jax.networks import Networks
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
-from fd_jax.settings import Settings, nearest
 from fd_jax.types import (
     Context,
     HasSubject,
@@ -40,7 +40,7 @@ PARTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig(Settings):
+class ObjectiveConfig(Config):
     """What is learnt, and how it is weighed."""
 
     kind: Kind = "sdm"

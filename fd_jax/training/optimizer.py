@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from fd_jax.config import Config
 from fd_jax.errors import InputError
 from fd_jax.params import Flat
-from fd_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Settings):
+class OptimizerConfig(Config):
     """AdamW (arXiv:1711.05101), as the released training has it."""
 
     learning_rate: float = 1e-5
@@ -132,7 +132,7 @@ def make_optimizer(
     """Returns clipping and AdamW for a flat dict of the parameters that train.
 
     Args:
-        config: Settings.
+        config: Config.
         factors: `rates`.
         num_steps: At which a falling learning rate ends.
     """

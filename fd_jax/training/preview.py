@@ -12,12 +12,12 @@ from fd_jax import sharding
 from fd_jax.conditioning.encode import embed_subjects
 from fd_jax.data.captions import SUBJECT_MARKER, Tokenizer
 from fd_jax.data.photographs import load_photograph
-from fd_jax.data.references import Requests, make_requests
 from fd_jax.data.transforms import fit_image
 from fd_jax.errors import InputError
+from fd_jax.images.sheets import contact_sheet
+from fd_jax.inference.inputs import SamplingInputs, make_inputs
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
-from fd_jax.pictures import contact_sheet
 from fd_jax.sampling.generate import initial_noise, sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
@@ -40,7 +40,7 @@ class Preview:
         kind: A tdm makes scenes from text; an sdm persons by delayed conditioning, as
             FastComposer's.
         size: Height and width of the latents.
-        object_resolution: Side of the subjects' pixels.
+        subject_resolution: Side of the subjects' pixels.
 
     Raises:
         InputError: A prompt or a photograph cannot be used.
@@ -56,16 +56,16 @@ class Preview:
         *,
         kind: Kind,
         size: tuple[int, int],
-        object_resolution: int,
+        subject_resolution: int,
     ):
         self.config, self._mesh, self._networks, self._kind = config, mesh, networks, kind
         self._references = _deal(config.prompts, config.references)
-        self._requests = make_requests(
+        self._requests = make_inputs(
             tokenizer,
             config.prompts,
             self._references,
             [""] * len(config.prompts),
-            object_resolution=object_resolution,
+            subject_resolution=subject_resolution,
             needs_subjects=False,
         )
         settings = SamplerConfig(
@@ -89,7 +89,7 @@ class Preview:
         return contact_sheet(_levels(images), list(self.config.prompts), references=shown)
 
     def _pictures(
-        self, trained: Flat, frozen: Flat, requests: Requests, noise: Latents
+        self, trained: Flat, frozen: Flat, requests: SamplingInputs, noise: Latents
     ) -> Float[Array, "b h2 w2 3"]:
         networks = self._networks
         model = bind(trained, frozen, self._mesh, networks.dtype)

@@ -9,25 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fd_jax import ops, runtime, sharding
-from fd_jax.bundled import TOKENIZER
-from fd_jax.checkpoints.folders import read_json, write_json
-from fd_jax.checkpoints.store import Store
+from fd_jax import distributed, sharding
+from fd_jax.assets import TOKENIZER
+from fd_jax.checkpoints.run.manager import RunCheckpoints
+from fd_jax.config import to_json
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import Loader, held_out
 from fd_jax.errors import InputError
+from fd_jax.files import check_folder, read_json, write_json
 from fd_jax.networks import Networks, make_networks
-from fd_jax.pictures import check_folder
-from fd_jax.settings import to_json
-from fd_jax.training import encoding, metrics
+from fd_jax.ops.layers import as_dtype
+from fd_jax.training import latent_cache, metrics
 from fd_jax.training.config import TrainConfig, check_same
-from fd_jax.training.feed import Feed
 from fd_jax.training.initialize import Sizes, read_sizes
 from fd_jax.training.loop import Loop, Tools
 from fd_jax.training.model import Model
 from fd_jax.training.objective import check_embeds, check_levels
 from fd_jax.training.optimizer import learning_rate
+from fd_jax.training.prefetch import DevicePrefetcher
 from fd_jax.training.preview import Preview, Reconstructions
 
 CONFIG_FILE = "config.json"
@@ -40,7 +40,7 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
         The number of the signal that stopped it before its last step, if one did.
 
     Raises:
-        InputError: Settings, data, a checkpoint or the folder cannot be used.
+        InputError: Config, data, a checkpoint or the folder cannot be used.
         NonFiniteError: The loss is not finite.
     """
     mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
@@ -58,7 +58,7 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
     preview = _preview(config, networks, sizes, mesh, tokenizer_folder)
     evaluation = _held_out(config, tokenizer_folder)
     loop = config.loop
-    folder = Store(
+    folder = RunCheckpoints(
         workdir,
         save_every=loop.checkpoint_every,
         keep_latest=loop.keep_latest,
@@ -66,7 +66,7 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
     )
     with folder as checkpoints, jax.default_matmul_precision(_precision(compute.dtype)):
         model = Model(config, sizes, networks, mesh)
-        encoding.check(config, model.factors)
+        latent_cache.check(config, model.factors)
         state, frozen, meta = model.begin(workdir, checkpoints)
         if not stored and jax.process_index() == 0:
             _write_stored(workdir, config, loader)
@@ -75,9 +75,9 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
             encodings = None
             if config.data.encodings is not None:
                 tokenizer = load_tokenizer(tokenizer_folder or TOKENIZER)
-                encodings = encoding.build(config, loader.source, tokenizer, networks, frozen)
+                encodings = latent_cache.build(config, loader.source, tokenizer, networks, frozen)
             loader = load(position=meta["position"] if meta else 0, encodings=encodings)
-        feed = Feed(loader, mesh)
+        feed = DevicePrefetcher(loader, mesh)
         tools = Tools(
             train_step=model.train_step(state),
             evaluate=model.evaluate(evaluation) if evaluation else None,
@@ -157,7 +157,7 @@ def _write_stored(workdir: Path, config: TrainConfig, loader: Loader) -> None:
     content = {
         "settings": to_json(config),
         "data": loader.fingerprint,
-        "versions": runtime.versions(),
+        "versions": distributed.versions(),
     }
     write_json(workdir / CONFIG_FILE, content)
 
@@ -194,10 +194,10 @@ def _preview(
         mesh,
         kind=config.objective.kind,
         size=(side, side),
-        object_resolution=config.data.object_resolution,
+        subject_resolution=config.data.subject_resolution,
     )
 
 
 def _precision(dtype: str) -> str | None:
     # On GPU and TPU float32 products are shortened unless told otherwise.
-    return "float32" if ops.as_dtype(dtype) == jnp.float32 else None
+    return "float32" if as_dtype(dtype) == jnp.float32 else None

@@ -6,17 +6,17 @@ import sys
 import jax
 import numpy as np
 import pytest
-from trained import write_run
 
 from fd_jax import FaceDiffuser, sharding
 from fd_jax.checkpoints import bundle as bundle_module
 from fd_jax.checkpoints.bundle import bundle as write_bundle
-from fd_jax.checkpoints.folders import read_json, write_json
-from fd_jax.checkpoints.lazy_tensor import CheckpointError
-from fd_jax.checkpoints.released import TDM_PARTS, parts_in
-from fd_jax.checkpoints.torch_files import open_tensors
+from fd_jax.checkpoints.flat_file import TDM_PARTS, parts_in
+from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.writing import read_float32
+from fd_jax.errors import CheckpointError
+from fd_jax.files import read_json, write_json
 from tests.conftest import TINY
+from tests.helpers.runs import write_run
 
 FILES = {
     *("sdm.safetensors", "tdm.safetensors", "clip/config.json"),

@@ -6,30 +6,32 @@ import sys
 import jax
 import numpy as np
 import pytest
-from trained import write_run
 
 from fd_jax import sharding
+from fd_jax.architecture import Architecture, VAEConfig
 from fd_jax.checkpoints import export as export_module
+from fd_jax.checkpoints.diffusers import load_folder, read_configs
 from fd_jax.checkpoints.export import export
-from fd_jax.checkpoints.folders import load_folder, read_configs, read_json
-from fd_jax.checkpoints.lazy_tensor import CheckpointError
-from fd_jax.checkpoints.released import (
+from fd_jax.checkpoints.flat_file import (
     SDM_PARTS,
     TDM_PARTS,
     load_released,
     position_ids,
     released_tensors,
 )
-from fd_jax.checkpoints.torch_files import open_tensors
-from fd_jax.checkpoints.torch_weights import Placement, flatten, to_torch, torch_names
-from fd_jax.checkpoints.torch_writer import write_torch
-from fd_jax.config import Configs, VAEConfig
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.torch.files import open_tensors
+from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
+from fd_jax.checkpoints.torch.writer import write_torch
 from fd_jax.data.captions import load_tokenizer
+from fd_jax.errors import CheckpointError
+from fd_jax.files import read_json
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.untrained import random_params
 from tests.conftest import TINY
+from tests.helpers.runs import write_run
+from tests.helpers.untrained import random_params
 
 PARTS = {"sdm": SDM_PARTS, "tdm": TDM_PARTS}
 SCHEDULE = ScheduleConfig(prediction_type="v_prediction")
@@ -144,7 +146,7 @@ def test_raw_parameters_and_older_steps_are_exported_too(runs, params, tmp_path)
 @pytest.mark.parametrize("kind", PARTS)
 def test_full_size_names_and_shapes_are_those_released(goldens, kind):
     """With the position ids of the encoders, which the released files hold beside them."""
-    networks = make_networks(Configs())
+    networks = make_networks(Architecture())
     found = {}
     for key, part in PARTS[kind].items():
         for path, leaf in flatten(getattr(networks, key).abstract).items():
@@ -153,7 +155,7 @@ def test_full_size_names_and_shapes_are_those_released(goldens, kind):
             found[name] = to_torch(path, hollow).shape
     expected = json.loads((goldens / "shapes.json").read_text())["sd15"][kind]
     assert found == {name: tuple(shape) for name, shape in expected.items()}
-    ids = {name: array.shape for name, array in position_ids(PARTS[kind], Configs())}
+    ids = {name: array.shape for name, array in position_ids(PARTS[kind], Architecture())}
     buffers = {
         "text_encoder.embeddings.position_ids": (1, 77),
         "image_encoder.vision_model.embeddings.position_ids": (1, 257),

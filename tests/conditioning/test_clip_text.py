@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from untrained import build, fast_jit, split
 
+from fd_jax.architecture import CLIPTextConfig
 from fd_jax.conditioning.clip_text import TextEncoder
-from fd_jax.config import CLIPTextConfig
+from tests.helpers.modules import build, fast_jit, split
 
 CONFIG = CLIPTextConfig(
     hidden_size=12, intermediate_size=20, num_layers=2, num_heads=3, vocab_size=60, max_length=9

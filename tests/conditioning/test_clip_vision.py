@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import build, fast_jit, normal
 
-from fd_jax import ops
+from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.conditioning.clip_vision import ImageEncoder
-from fd_jax.config import CLIPVisionConfig
+from fd_jax.ops.layers import resize
+from tests.helpers.modules import build, fast_jit, normal
 
 CONFIG = CLIPVisionConfig(
     hidden_size=10,
@@ -34,7 +34,7 @@ def test_images_of_any_size_are_resized(encoder, size):
     embeddings = encode(encoder, pixels)
 
     assert embeddings.shape == (2, 6)
-    resized = ops.resize(pixels, (12, 12))
+    resized = resize(pixels, (12, 12))
     np.testing.assert_allclose(embeddings, encode(encoder, resized), rtol=1e-4, atol=1e-5)
 
 

@@ -2,13 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import build, fast_jit, normal
 
+from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig
 from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.encode import embed_subjects, encode
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from fd_jax.config import CLIPTextConfig, CLIPVisionConfig
+from tests.helpers.modules import build, fast_jit, normal
 
 TEXT = CLIPTextConfig(
     hidden_size=6, intermediate_size=8, num_layers=1, num_heads=2, vocab_size=40, max_length=5

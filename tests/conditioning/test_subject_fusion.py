@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import build, fast_jit, normal
 
 from fd_jax.conditioning.subject_fusion import SubjectFusion
+from tests.helpers.modules import build, fast_jit, normal
 
 TEXT, SUBJECTS = normal((2, 7, 6)), normal((2, 3, 6), 1)
 INDEX = jnp.array([[1, 4, 0], [5, 2, 3]])

@@ -1,10 +1,10 @@
 """What the tests of training data share."""
 
 import pytest
-from data_items import item, write_folder
 
-from fd_jax.bundled import TOKENIZER
+from fd_jax.assets import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
+from tests.helpers.ffhq_items import item, write_folder
 
 
 @pytest.fixture(scope="session")

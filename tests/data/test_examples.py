@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
-from data_items import WORDS, encoded, item, person
 
 from fd_jax.data.examples import make_example, portrait, subject_crops
-from fd_jax.data.ffhq import Record
-from fd_jax.data.ffhq_item import DataError, Segment, read_info
+from fd_jax.data.ffhq.folder import Record
+from fd_jax.data.ffhq.record import DataError, Segment, read_info
 from fd_jax.data.loader import DataConfig
+from tests.helpers.ffhq_items import WORDS, encoded, item, person
 
-CONFIG = DataConfig(resolution=16, object_resolution=8)
+CONFIG = DataConfig(resolution=16, subject_resolution=8)
 
 
 def record(content, index=5):
@@ -19,7 +19,7 @@ def record(content, index=5):
 @pytest.fixture
 def make(tokenizer):
     def make(content, *, seed=0, training=False, background=None, **changes):
-        names = ("resolution", "object_resolution")
+        names = ("resolution", "subject_resolution")
         config = DataConfig(**{name: getattr(CONFIG, name) for name in names} | changes)
         rng = np.random.default_rng(seed)
         return make_example(
@@ -178,7 +178,7 @@ def test_crops_show_the_segment_before_the_background(make):
     background = np.full((40, 60, 3), 7, np.uint8)
     background[4, 0] = 99  # the corner of the box, which is outside of the segment
 
-    pixels = make(content, background=background, object_resolution=24).subject_pixels[0]
+    pixels = make(content, background=background, subject_resolution=24).subject_pixels[0]
 
     # The box is 8 x 24, and padded by 8 at both sides.
     assert pixels[:, :8].max() == pixels[:, 16:].max() == 0

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fd_jax.bundled import TOKENIZER
+from fd_jax.assets import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.examples import make_example
-from fd_jax.data.ffhq import open_source
+from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.loader import DataConfig
 
 pytestmark = pytest.mark.golden
@@ -36,7 +36,7 @@ def pairs(arrays, source):
         }
         config = DataConfig(
             resolution=expected["pixel_values"].shape[-1],
-            object_resolution=expected["object_pixel_values"].shape[-1],
+            subject_resolution=expected["object_pixel_values"].shape[-1],
         )
         example = make_example(
             source[i],

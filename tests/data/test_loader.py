@@ -6,15 +6,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from data_items import item, write_folder
 
-from fd_jax.data import ffhq_dataset
 from fd_jax.data.examples import Example
-from fd_jax.data.ffhq_item import DataError
+from fd_jax.data.ffhq import tfds_dataset
+from fd_jax.data.ffhq.record import DataError
 from fd_jax.data.loader import DataConfig, Loader, held_out
 from fd_jax.errors import InputError
+from tests.helpers.ffhq_items import item, write_folder
 
-TINY = {"resolution": 16, "object_resolution": 8, "num_threads": 2}
+TINY = {"resolution": 16, "subject_resolution": 8, "num_threads": 2}
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_worker_processes_change_nothing(load):
 
 
 def test_a_dataset_gives_the_same_batches_as_its_folder(load, folder, tmp_path):
-    ffhq_dataset.build(folder, tmp_path)
+    tfds_dataset.build(folder, tmp_path)
     first, second = load(min_subjects=1), load(root=tmp_path, min_subjects=1)
     assert first.fingerprint == second.fingerprint
     assert_equal(take(first, 4), take(second, 4))
@@ -287,7 +287,7 @@ def test_without_held_out_items_there_is_no_batch(tmp_path):
     [
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
         ({"resolution": 7}, "resolution is 7, expected 8..8192"),
-        ({"object_resolution": 1}, "object_resolution is 1, expected 2..4096"),
+        ({"subject_resolution": 1}, "subject_resolution is 1, expected 2..4096"),
         ({"max_subjects": 5}, "max_subjects is 5, expected 0..4"),
         ({"max_subjects": -1}, "max_subjects is -1"),
         ({"caption_drop_prob": 1.1}, "caption_drop_prob is 1.1, expected 0..1"),

@@ -4,12 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from fd_jax.bundled import PEOPLE
-from fd_jax.data.painters import SCENES
+from fd_jax.assets import PEOPLE
+from fd_jax.demo.grid import compose_small, read_subjects
+from fd_jax.demo.painters import SCENES
+from fd_jax.demo.scoring import rivals
 from fd_jax.errors import InputError
-from fd_jax.evaluation.grid import compose_small, read_subjects
 from fd_jax.evaluation.identity import JUDGES, Judge, Tower, check_judges, view
-from fd_jax.evaluation.scoring import rivals
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import normal
 
 from fd_jax.losses.appearance import SIZE, appearance, appearance_loss
+from tests.helpers.modules import normal
 
 
 def scene(left, top, *, behind=0.0):

@@ -1,9 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import normal
 
 from fd_jax.losses.denoising import denoising_loss, loss_mask, min_snr_weight, target
+from tests.helpers.modules import normal
 
 
 def wide(values):

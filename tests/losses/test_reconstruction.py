@@ -1,9 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
-from untrained import normal
 
 from fd_jax.losses.reconstruction import divergence, reconstruction_loss
 from fd_jax.models.vae import Posterior
+from tests.helpers.modules import normal
 
 
 def test_a_standard_normal_does_not_diverge():

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import build, fast_jit, normal
 
-from fd_jax import ops
 from fd_jax.models.attention import Attention, FeedForward, Transformer
+from fd_jax.ops.attention import QUERY_BLOCK
+from tests.helpers.modules import build, fast_jit, normal
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_attention_computes_no_map_unless_asked(transformer):
         program = jax.make_jaxpr(lambda x, context: transformer(x, context, return_map=return_map))
         return f"[2,2,{24 * 25},7]" in str(program(x, context))
 
-    assert ops.QUERY_BLOCK < 24 * 25
+    assert QUERY_BLOCK < 24 * 25
     assert has_map(return_map=True)
     assert not has_map(return_map=False)
 

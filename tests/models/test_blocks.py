@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from untrained import build, fast_jit, normal
 
 from fd_jax.models.blocks import ResBlock, conv3x3, group_norm, upsample
+from tests.helpers.modules import build, fast_jit, normal
 
 
 def make_block(out_channels=4, time_dim=5):

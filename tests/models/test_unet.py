@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from untrained import build, fast_jit, normal, split
 
-from fd_jax import ops
-from fd_jax.config import UNetConfig
+from fd_jax.architecture import UNetConfig
 from fd_jax.models.unet import UNet
+from tests.helpers.modules import build, fast_jit, normal, split
 
 CONFIG = UNetConfig(
     block_out_channels=(8, 16),
@@ -98,7 +97,7 @@ def test_only_the_levels_asked_for_return_maps(unet, levels, names):
 
 
 def test_maps_that_nobody_asks_for_are_not_computed(unet, monkeypatch):
-    monkeypatch.setattr(ops, "QUERY_BLOCK", 20)
+    monkeypatch.setattr("fd_jax.ops.attention.QUERY_BLOCK", 20)
     graphdef, params = split(UNet, CONFIG, attention="chunked")
 
     def has_map(*levels):

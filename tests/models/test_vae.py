@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import build, fast_jit, normal
 
-from fd_jax.config import VAEConfig
+from fd_jax.architecture import VAEConfig
 from fd_jax.models.vae import VAE
+from tests.helpers.modules import build, fast_jit, normal
 
 SIZES = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
 CONFIG = VAEConfig(**SIZES)

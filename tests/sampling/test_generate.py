@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import fast_jit, normal
 
 from fd_jax.sampling.generate import initial_noise, sample
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps, pad_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+from tests.helpers.modules import fast_jit, normal
 
 X, CONTEXTS = normal((2, 6, 9, 4)), normal((3, 2, 5, 7), 1)
 GUIDANCE = jnp.float32(5)

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import normal
 
 from fd_jax.sampling.guidance import guide
+from tests.helpers.modules import normal
 
 X, UNCOND, COND = normal((3, 4, 5, 4)), normal((3, 7, 6), 1), normal((3, 7, 6), 2)
 T = jnp.int32(321)

@@ -1,9 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import fast_jit, normal
 
 from fd_jax.sampling import noise_fusion
+from tests.helpers.modules import fast_jit, normal
 
 saliency = fast_jit(noise_fusion.saliency, static_argnames="smoothing")
 every_smoothing = pytest.mark.parametrize("smoothing", ["box", "gaussian"])

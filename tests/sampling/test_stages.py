@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import fast_jit, normal
 
 from fd_jax.errors import InputError
 from fd_jax.sampling.solvers import init_state, solver_step
@@ -21,6 +20,7 @@ from fd_jax.sampling.stages import (
     pad_steps,
 )
 from fd_jax.schedule import ScheduleConfig
+from tests.helpers.modules import fast_jit, normal
 
 
 def steps_of(**settings):

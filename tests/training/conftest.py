@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fd_jax import params
-from fd_jax.config import Configs
+from fd_jax.architecture import Architecture
 from fd_jax.data.examples import Example
 from fd_jax.data.loader import DataConfig
 from fd_jax.networks import make_networks
@@ -17,8 +17,8 @@ from fd_jax.sharding import MeshConfig
 from fd_jax.training.config import ComputeConfig, LoopConfig, ModelConfig, TrainConfig
 from fd_jax.training.objective import PARTS, Batch, Objective, ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
-from fd_jax.untrained import random_params
 from tests.conftest import TINY
+from tests.helpers.untrained import random_params
 
 SIZE = 16  # of the images; latents are 8 x 8
 
@@ -55,7 +55,7 @@ def leaves() -> dict[str, np.ndarray]:
 
 
 def make_objective(
-    *, configs: Configs = TINY, remat: str = "none", trains_vae: bool = False, **settings
+    *, configs: Architecture = TINY, remat: str = "none", trains_vae: bool = False, **settings
 ) -> Objective:
     networks = make_networks(configs, attention="plain", remat=remat)
     settings = {"localization_levels": ("down_blocks.0", "mid_block"), **settings}
@@ -92,7 +92,7 @@ def make_config(**changes: object) -> TrainConfig:
             root=(PHOTOS,),
             batch_size=4,
             resolution=SIZE,
-            object_resolution=28,
+            subject_resolution=28,
             max_subjects=0,
             num_threads=2,
         ),

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fd_jax.config import Configs
+from fd_jax.architecture import Architecture
 from fd_jax.networks import make_networks
 from fd_jax.training.flops import count_flops, peak_flops
 
@@ -49,7 +49,7 @@ def test_a_convolution_and_its_gradients():
 
 def test_the_unet_of_stable_diffusion():
     """803 GFLOP a sample, by hand from its shapes: 444 convolutions, 233 linear, 126 attention."""
-    network = make_networks(Configs(), attention="plain").unet
+    network = make_networks(Architecture(), attention="plain").unet
     shape = jax.ShapeDtypeStruct
     inputs = shape((1, 64, 64, 4), "float32"), shape((1,), "int32"), shape((1, 77, 768), "float32")
     flops = count_flops(lambda params, *xs: network.bind(params)(*xs), network.abstract, *inputs)

@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from released_weights import write_checkpoints
 
 from fd_jax import params, sharding
-from fd_jax.checkpoints.folders import read_configs
-from fd_jax.checkpoints.released import SDM_PARTS, load_released
-from fd_jax.checkpoints.torch_weights import Placement, flatten, to_torch, torch_names
+from fd_jax.checkpoints.diffusers import read_configs
+from fd_jax.checkpoints.flat_file import SDM_PARTS, load_released
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.objective import Draws, Inputs, Objective, ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig, rates
+from tests.helpers.released_weights import write_checkpoints
 
 pytestmark = pytest.mark.golden
 

@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from fd_jax.checkpoints.folders import read_json, write_json
-from fd_jax.checkpoints.run_model import RunModel, write_model
-from fd_jax.config import CLIPVisionConfig, ConfigError
+from fd_jax.architecture import CLIPVisionConfig, ConfigError
+from fd_jax.checkpoints.run.model_json import RunModel, write_model
 from fd_jax.errors import InputError
+from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import InitConfig, ModelConfig
 from fd_jax.training.initialize import given, read_sizes

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import fast_jit
 
 from fd_jax import params
 from fd_jax.errors import InputError
@@ -17,8 +16,9 @@ from fd_jax.training.objective import (
     check_levels,
     to_inputs,
 )
-from fd_jax.untrained import random_params
 from tests.conftest import TINY
+from tests.helpers.modules import fast_jit
+from tests.helpers.untrained import random_params
 from tests.training.conftest import make_objective, random_batch, to_jax
 
 KEY = jax.random.key(1)

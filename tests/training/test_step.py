@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fd_jax import sharding
-from fd_jax.training.feed import place
 from fd_jax.training.optimizer import OptimizerConfig, make_optimizer, rates
+from fd_jax.training.prefetch import place
 from fd_jax.training.step import init_state, make_eval_step, make_train_step
 from tests.training.conftest import make_objective, random_batch
 

@@ -1,0 +1,134 @@
+"""Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree
+
+from fd_jax.checkpoints.errors import abbreviate, damage
+from fd_jax.errors import CheckpointError
+
+# The one level above the names: without it Orbax refuses a folder of no arrays.
+_LEVEL = "arrays"
+
+# How many arrays are read at a time.
+_AT_A_TIME = 32
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of any tree by path, its levels joined by slashes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """Returns what writes arrays as `describe` and `read` expect them, whatever Orbax prefers."""
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+
+
+def save_args(arrays: Mapping[str, Array]) -> ocp.args.PyTreeSave:
+    """Returns what `handler` is to save."""
+    return ocp.args.PyTreeSave({_LEVEL: dict(arrays)})
+
+
+def describe(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the arrays in a folder. Raises DamagedError."""
+    with damage(folder):
+        return {
+            name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype.numpy_dtype)
+            for name, array in _open(folder).items()
+        }
+
+
+def _open(folder: Path) -> dict[str, ts.TensorStore]:
+    """Returns the arrays in a folder, unread.
+
+    Orbax could read them too. But it hides what is damaged in errors of no own class, and leaves
+    tasks behind that print pages of them; and its processes wait for each other, so that one that
+    fails keeps the others waiting.
+    """
+    entries = json.loads((folder / "_METADATA").read_bytes())["tree_metadata"].values()
+    paths = [[level["key"] for level in entry["key_metadata"]] for entry in entries]
+    # One context for all, or each array would read the database's index again.
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
+    base = {"driver": "file", "path": f"{folder}/"}
+    opened = {}
+    for level, *name in paths:
+        if name:  # without one, it says that there are no arrays
+            place = {"driver": "ocdbt", "base": base, "path": f"{level}.{name[0]}/"}
+            spec = {"driver": "zarr", "kvstore": place}
+            opened[name[0]] = ts.open(spec, open=True, read=True, context=context)
+    return {name: future.result() for name, future in opened.items()}
+
+
+def read(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Reads arrays, casts them, and places them by the shardings of their targets.
+
+    Args:
+        folder: Where `describe` found them.
+        targets: Shape, dtype and sharding of all arrays that are wanted.
+
+    Raises:
+        DamagedError: Files are missing, incomplete or changed.
+    """
+    if not targets:
+        return {}
+    found = {}
+    with damage(folder):
+        stored = _open(folder)
+        names = list(targets)
+        for first in range(0, len(names), _AT_A_TIME):
+            some_names = names[first : first + _AT_A_TIME]
+            begun = {name: _begin(stored[name], targets[name].sharding) for name in some_names}
+            for name, shards in begun.items():
+                found[name] = _place(shards, targets[name])
+    return found
+
+
+def _begin(stored: ts.TensorStore, where: jax.sharding.Sharding) -> dict[str, ts.Future]:
+    """Begins to read what this process needs of an array: by its place, each piece once."""
+    pieces = where.addressable_devices_indices_map(tuple(stored.shape)).values()
+    return {str(piece): stored[piece].read() for piece in {str(p): p for p in pieces}.values()}
+
+
+def _place(pieces: Mapping[str, ts.Future], target: jax.ShapeDtypeStruct) -> Array:
+    values = {place: np.asarray(piece.result(), target.dtype) for place, piece in pieces.items()}
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda index: values[str(index)]
+    )
+
+
+def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError unless names, shapes and dtypes of arrays are the same."""
+    changed = [
+        f"{name} is {_described(found[name])}, expected {_described(leaf)}"
+        for name, leaf in expected.items()
+        if name in found and _described(found[name]) != _described(leaf)
+    ]
+    problems = {
+        "lacks": [name for name in expected if name not in found],
+        "has the unknown": [name for name in found if name not in expected],
+        "is of another architecture:": changed,
+    }
+    if message := "; ".join(
+        f"{what} {abbreviate(names)}" for what, names in problems.items() if names
+    ):
+        raise CheckpointError(f"{where} {message}")
+
+
+def _described(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
+def gather(number: int) -> list[int]:
+    """Returns the number that each process gave. All processes call this."""
+    if jax.process_count() == 1:
+        return [number]
+    return multihost_utils.process_allgather(np.int32(number)).ravel().tolist()

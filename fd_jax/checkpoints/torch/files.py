@@ -1,0 +1,174 @@
+"""Tensors of safetensors and PyTorch files, read on demand and without PyTorch."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from fd_jax.checkpoints.errors import file_errors
+from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
+from fd_jax.checkpoints.torch.reader import open_torch
+from fd_jax.errors import CheckpointError
+
+_SAFETENSORS_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
+    **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
+}
+# What a file is that holds no weights, by its first bytes.
+_MISTAKES = (
+    (b"version https://git-lfs", "is a git-lfs pointer, get the file itself with `git lfs pull`"),
+    (b"<", "is a web page (HTML or XML), saved in place of the file by a failed download"),
+    (
+        b"\x80",
+        "is a pickle without zip archive, as of PyTorch before 1.6: in an environment with torch, "
+        "load it with torch.load(weights_only=True) and save it with safetensors",
+    ),
+)
+
+
+def open_tensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
+    """Lists the tensors of a checkpoint file, reading none of them.
+
+    Args:
+        path: A safetensors file, a state dict written by `torch.save` (alone or under the key
+            `state_dict`, as in Lightning checkpoints), or the JSON index of shards of either
+            kind. The content decides, not the suffix. Nothing in a pickle is executed.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        CheckpointError: The file is none of these, or damaged.
+    """
+    path = Path(path)
+    return _OPENERS[_kind(path)](path)
+
+
+def find_weights(folder: str | os.PathLike, stem: str) -> Path:
+    """Returns the weight file of a diffusers or transformers folder.
+
+    Args:
+        folder: Folder of one model.
+        stem: `diffusion_pytorch_model` for diffusers; `model` for transformers, which stands for
+            `pytorch_model` too.
+
+    Returns:
+        The file to give to `open_tensors`: safetensors before pickle, one file before shards.
+
+    Raises:
+        CheckpointError: The folder holds no such file.
+    """
+    folder = Path(folder)
+    stems = (stem, "pytorch_model") if stem == "model" else (stem,)
+    suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    names = [stem + suffix for suffix in suffixes for stem in stems]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    with file_errors(f"{folder}: cannot list the folder"):
+        held = sorted(entry.name for entry in folder.iterdir())
+    raise CheckpointError(f"{folder} holds {held}, expected one of {names}")
+
+
+def write_safetensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes `tensors` to a safetensors file, whole or not at all.
+
+    Raises:
+        CheckpointError: A dtype is not supported, or the file cannot be written.
+    """
+    path = Path(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype.newbyteorder("=") not in _SAFETENSORS_DTYPES.values():
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype}, expected one of "
+                f"{', '.join(map(str, _SAFETENSORS_DTYPES.values()))}"
+            )
+    # safetensors writes the memory of an array as it lies there, whatever the strides.
+    dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with (
+        file_errors(f"{path}: cannot write the file"),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+    ):
+        plain, temporary = Path(folder, "plain"), Path(folder, "safetensors")
+        save_file(dense, temporary, metadata)
+        # safetensors lets only the owner read its files; take the mode the umask gives.
+        plain.touch()
+        temporary.chmod(plain.stat().st_mode)
+        os.replace(temporary, path)
+
+
+def _kind(path: Path) -> str:
+    with file_errors(f"{path}: cannot read the file"), path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):
+        return "torch"
+    if head[4:9] == b"\0\0\0\0{":  # the upper half of the header's length, then the header
+        return "safetensors"
+    text = head.lstrip().lower()
+    if text.startswith(b"{"):
+        return "index"
+    found = f"starts with {head[:16]!r}" if head else "is empty"
+    found = next((mistake for start, mistake in _MISTAKES if text.startswith(start)), found)
+    raise CheckpointError(f"{path} {found}; expected safetensors, a torch zip file or an index")
+
+
+def _open_index(path: Path) -> dict[str, LazyTensor]:
+    with file_errors(f"{path}: not a JSON file"):
+        index = json.loads(path.read_bytes())
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path}: no weight_map, expected an index of shards")
+    for name, shard in weight_map.items():
+        # Windows' rules know every separator, so the shard is in this folder on any system.
+        if not isinstance(shard, str) or shard != PureWindowsPath(shard).name or shard == "..":
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is in {shard!r}, expected a file of the same folder"
+            )
+    tensors = {}
+    for shard in sorted(set(weight_map.values())):
+        if (kind := _kind(path.parent / shard)) == "index":
+            raise CheckpointError(f"{path}: {shard} is an index, expected a file of tensors")
+        found = _OPENERS[kind](path.parent / shard)
+        expected = {name for name, file in weight_map.items() if file == shard}
+        if missing := sorted(expected - found.keys()):
+            raise CheckpointError(f"{path.parent / shard} lacks {missing}, which {path} expects")
+        if unknown := sorted(found.keys() - expected):
+            raise CheckpointError(f"{path.parent / shard} holds {unknown}, unknown to {path}")
+        tensors |= found
+    return tensors
+
+
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    def lazy_tensor(name: str) -> LazyTensor:
+        def load() -> np.ndarray:
+            with file_errors(f"{path}: tensor {name!r}"):
+                return file.get_tensor(name)
+
+        header = file.get_slice(name)
+        dtype = _SAFETENSORS_DTYPES.get(header.get_dtype())
+        if dtype is None:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {header.get_dtype()}, expected one of "
+                f"{', '.join(_SAFETENSORS_DTYPES)}"
+            )
+        return LazyTensor(name, tuple(header.get_shape()), dtype, load)
+
+    with file_errors(f"{path}: damaged or truncated safetensors file"):
+        file = safetensors.safe_open(path, framework="np")
+        return {name: lazy_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+_OPENERS = {"index": _open_index, "safetensors": _open_safetensors, "torch": open_torch}

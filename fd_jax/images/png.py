@@ -1,0 +1,117 @@
+"""Pictures on disk: PNG files that hold their settings, and sheets of many at a glance."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, PngImagePlugin
+
+from fd_jax.errors import OutputError
+
+# What Pillow raises on damaged PNG files.
+_DAMAGE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, struct.error)
+_DAMAGE += (Image.DecompressionBombError,)
+
+
+def write_png(
+    path: str | os.PathLike,
+    image: UInt8[np.ndarray, "h w 3"],
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes a picture and the settings that it was made with, whole or not at all.
+
+    Args:
+        path: A file in a folder that exists.
+        image: Levels of RGB.
+        settings: One PNG text chunk each, named by printable ASCII such as `prompt` or `seed`.
+            Strings are stored as they are, anything else as JSON.
+        overwrite: Whether to replace the file if it exists. Otherwise none is ever replaced, even
+            if another process writes it at the same time.
+
+    Raises:
+        OutputError: The file exists already or cannot be written, or a setting cannot be stored.
+    """
+    path = Path(path)
+    chunks = _text_chunks(path, settings)
+    with _errors_named(path):
+        # A name unlike the picture's, which may be as long as names can be.
+        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+        file = temporary.open("xb")
+        try:
+            with file:
+                Image.fromarray(image).save(file, "PNG", pnginfo=chunks)
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _link_or_claim(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, str]:
+    """Returns what `write_png` stored, without parsing the values that are JSON.
+
+    Raises:
+        OutputError: The file is missing, damaged, or no PNG file.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {key: str(value) for key, value in image.text.items()}
+    except _DAMAGE as error:
+        raise OutputError(f"{path} cannot be read, expected a PNG file: {error}") from error
+
+
+def _text_chunks(path: Path, settings: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in settings.items():
+        if not re.fullmatch("[!-~]([ -~]{0,77}[!-~])?", key):  # what PNG allows, without Latin-1
+            raise OutputError(
+                f"{path}: a setting is named {key!r}, expected 1 to 79 printable ASCII characters"
+            )
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            chunks.add_text(key, text)
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                f"{path}: setting {key} is {value!r:.80}, expected text or a JSON value: {error}"
+            ) from error
+    return chunks
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise OutputError(f"{path} exists already; pass --overwrite to replace it") from error
+    except (OSError, ValueError, SystemError) as error:
+        problem = getattr(error, "strerror", None) or error
+        if not path.parent.is_dir():
+            problem = f"expected the folder {path.parent} to exist"
+        raise OutputError(f"{path} cannot be written: {problem}") from error
+
+
+def _link_or_claim(source: Path, path: Path) -> None:
+    """Gives the file its name; raises FileExistsError if that is taken."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No hard links, as in mounted buckets: take the name with an empty file, then replace it.
+        path.open("xb").close()
+        try:
+            os.replace(source, path)
+        except OSError:
+            path.unlink()
+            raise

@@ -1,0 +1,202 @@
+"""Prompt files: what to generate, one JSON object a line."""
+
+import codecs
+import functools
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fd_jax.data.captions import MAX_SUBJECTS, SUBJECT_MARKER
+from fd_jax.errors import InputError
+
+MAX_SEED = 2**32 - 1
+
+_KEYS = ("prompt", "references", "seed", "output", "negative_prompt")
+_JSON_TYPES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a decimal number",
+    type(None): "null",
+}
+_MAX_NAME = 255  # bytes, on nearly all file systems
+
+
+class RequestError(InputError):
+    """A prompt file, or a line of it, that cannot be used."""
+
+
+class PromptLine(NamedTuple):
+    """One picture to generate."""
+
+    line: int  # of the prompt file, from 1
+    prompt: str
+    references: tuple[Path, ...]  # one photograph for each marker of the prompt, in its order
+    seed: int | None  # None where the file leaves it open
+    output: str  # file name that no other request of the file has, in any letters' case
+    negative_prompt: str
+
+    @property
+    def trace(self) -> str:
+        """File name of the drawing of what the models did."""
+        return f"{Path(self.output).stem}_trace.png"
+
+
+class BadLine(NamedTuple):
+    """A line of a prompt file that holds no usable request."""
+
+    line: int
+    reason: str
+
+
+def read_prompt_file(
+    path: str | os.PathLike, *, traces: bool = False
+) -> tuple[list[PromptLine], list[BadLine]]:
+    """Returns the requests of a prompt file, and the lines that hold none with the reason.
+
+    A line is a JSON object such as
+
+        {"prompt": "a man <|image|> in the snow", "references": ["man.jpg"], "seed": 3}
+
+    with the optional keys `seed`, `output` (a name; `.png` is added if need be; `000001.png` for
+    line 1 if absent) and `negative_prompt`. Without `references` the prompt has no subject. Their
+    paths start at the folder of the prompt file. Blank lines and those that start with # are
+    skipped.
+
+    Args:
+        path: The prompt file.
+        traces: Whether each picture's trace needs a name of its own, too.
+
+    Raises:
+        RequestError: The file is missing or cannot be read.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise RequestError(f"prompt file {path} cannot be read: {problem}") from error
+
+    is_file = functools.cache(os.path.isfile)  # a few photographs may serve many prompts
+    requests, bad_lines, line_of_name = [], [], {}
+    for line, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        text = text.strip()
+        if not text or text.startswith(b"#"):
+            continue
+        try:
+            request = _request(line, _decode(text), path.parent, is_file)
+            names = {"output": request.output} | ({"trace": request.trace} if traces else {})
+            claimed = [_claim(kind, name, line_of_name) for kind, name in names.items()]
+        except RequestError as error:
+            bad_lines.append(BadLine(line, str(error)))
+        else:
+            line_of_name |= dict.fromkeys(claimed, line)
+            requests.append(request)
+    return requests, bad_lines
+
+
+def _decode(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"not valid UTF-8 at byte {error.start + 1} of the object") from error
+    except json.JSONDecodeError as error:
+        raise RequestError(f"not valid JSON: {error.msg} at character {error.colno}") from error
+    except RecursionError as error:
+        raise RequestError("lists or objects nested too deep, expected one object") from error
+    except RequestError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise RequestError(f"cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{_kind(found)}, expected an object with the keys {', '.join(_KEYS)}")
+    return found
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise RequestError(f"key {key!r:.80} appears more than once")
+        found[key] = value
+    return found
+
+
+def _request(
+    line: int, found: dict[str, Any], folder: Path, is_file: Callable[[Path], bool]
+) -> PromptLine:
+    for key in found:
+        if key not in _KEYS:
+            raise RequestError(f"unknown key {key!r:.80}, known are {', '.join(_KEYS)}")
+    if "prompt" not in found:
+        raise RequestError("there is no prompt")
+    prompt = _text(found, "prompt")
+    negative_prompt = _text(found, "negative_prompt", default="")
+    if SUBJECT_MARKER in negative_prompt:
+        raise RequestError(f"negative_prompt has a marker {SUBJECT_MARKER}, expected none")
+
+    names = found.get("references", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"references is {_kind(names)}, expected a list of strings")
+    markers = prompt.count(SUBJECT_MARKER)
+    if markers != len(names):
+        raise RequestError(
+            f"{markers} markers {SUBJECT_MARKER} in the prompt and {len(names)} references, "
+            "expected as many of each"
+        )
+    if markers > MAX_SUBJECTS:
+        raise RequestError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
+    references = tuple(folder / name for name in names)
+    for reference in references:
+        if not is_file(reference):
+            raise RequestError(f"reference {str(reference)!r} does not exist or is no file")
+
+    seed = found.get("seed")
+    if "seed" in found and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+        got = seed if type(seed) is int else _kind(seed)
+        raise RequestError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
+    output = _file_name(_text(found, "output", default=f"{line:06d}"))
+    return PromptLine(line, prompt, references, seed, output, negative_prompt)
+
+
+def _text(found: dict[str, Any], key: str, default: str = "") -> str:
+    text = found.get(key, default)
+    if not isinstance(text, str):
+        raise RequestError(f"{key} is {_kind(text)}, expected a string")
+    if surrogate := re.search("[\ud800-\udfff]", text):  # JSON can escape what is no character
+        raise RequestError(f"{key} is not valid text: {surrogate[0]!r}")
+    return text
+
+
+def _file_name(name: str) -> str:
+    if not name or name.lower() == ".png":
+        raise RequestError(f"output is {name!r}, expected a file name")
+    if ".." in name or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise RequestError(
+            f"output is {name!r:.80}, expected a plain file name, without folder, .. or control "
+            "characters"
+        )
+    return name if name.lower().endswith(".png") else f"{name}.png"
+
+
+def _claim(kind: str, name: str, line_of_name: dict[str, int]) -> str:
+    """Returns what stands for a file's name, which no line before has taken."""
+    if (size := len(name.encode())) > _MAX_NAME:
+        raise RequestError(f"{kind} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
+    # macOS and Windows take names for one that differ in case or in how accents are coded.
+    key = unicodedata.normalize("NFC", name.casefold())
+    if key in line_of_name:
+        raise RequestError(f"{kind} {name!r} is that of line {line_of_name[key]} already")
+    return key
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list) and (others := {type(item) for item in value} - {str}):
+        return f"a list with {_JSON_TYPES[min(others, key=str)]} in it"
+    return _JSON_TYPES[type(value)]
