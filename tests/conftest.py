@@ -30,9 +30,10 @@ from tests.helpers.untrained import random_params, write_untrained
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Many tests compile the same programs.
-COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="fd_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
+# Many tests compile the same functions. JAX_COMPILATION_CACHE_DIR keeps them between runs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="fd_jax_tests_")
+    jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Latents of 8 x 8, images of 16 x 16.
