@@ -86,6 +86,30 @@ def read_configs(
     return configs, schedule_config
 
 
+def part_in(folder: Path) -> str:
+    """Returns the network that the folder of one model describes. Raises CheckpointError."""
+    path = folder / "config.json"
+    content = read_json(path)
+    if (name := content.get("_class_name")) is None:
+        return "text_encoder" if content.get("model_type") == "clip_text_model" else "image_encoder"
+    classes = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}
+    if name not in classes:
+        raise CheckpointError(f"{path}: _class_name is {name!r}, expected one of {[*classes]}")
+    return classes[name]
+
+
+def read_config(part: str, folder: Path) -> Any:
+    """Reads the config of a network from its folder. Raises ConfigError or CheckpointError."""
+    path = folder / "config.json"
+    return Architecture.__annotations__[part].from_json(read_json(path), str(path))
+
+
+def read_schedule(folder: Path) -> ScheduleConfig:
+    """Reads the noise schedule from the folder of a scheduler. Raises CheckpointError."""
+    path = folder / "scheduler_config.json"
+    return schedule_from_json(read_json(path), str(path))
+
+
 def schedule_from_json(content: Mapping[str, Any], where: str) -> ScheduleConfig:
     """Returns the noise schedule of a scheduler's config. Raises CheckpointError."""
     try:

@@ -3,13 +3,20 @@
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
-from fd_jax.checkpoints.torch.files import find_weights, open_tensors, write_safetensors
+from fd_jax.checkpoints.torch.files import (
+    find_weights,
+    has_weights,
+    open_tensors,
+    write_safetensors,
+)
+from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.checkpoints.torch.names import Part
 from fd_jax.types import Params
 
@@ -24,15 +31,79 @@ SDM_PARTS = {
     "subject_fusion": Part(names.SUBJECT_FUSION, "postfuse_module."),
 }
 
+_STEM = "model"  # of the file's name, see `find_weights`
+
+
+class FlatFile(NamedTuple):
+    """Tensors of a flat checkpoint, none of them read yet."""
+
+    path: Path
+    tensors: dict[str, LazyTensor]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Networks that it holds at least one tensor of."""
+        return tuple(part for part in SDM_PARTS if self.holds(part))
+
+    def holds(self, part: str) -> bool:
+        """Whether there is a tensor of a network."""
+        prefix = SDM_PARTS[part].prefix
+        return any(name.startswith(prefix) for name in self.tensors)
+
+
+def is_flat_folder(folder: Path) -> bool:
+    """Whether a folder holds a flat checkpoint."""
+    return has_weights(folder, _STEM)
+
+
+def open_flat_file(path: str | os.PathLike) -> FlatFile:
+    """Opens a flat checkpoint.
+
+    Args:
+        path: The file, or a folder with `pytorch_model.bin` or `model.safetensors`.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    path = Path(path)
+    path = find_weights(path, _STEM) if path.is_dir() else path
+    return FlatFile(path, open_tensors(path))
+
+
+def load_parts(
+    opened: FlatFile,
+    wanted: Collection[str],
+    abstract: Mapping[str, Params],
+    placement: Placement,
+) -> tuple[dict[str, Params], list[str]]:
+    """Loads networks of a flat checkpoint.
+
+    Args:
+        opened: The checkpoint.
+        wanted: Networks to load. The names and shapes of the others are checked.
+        abstract: Shapes of all networks that the file may hold.
+        placement: Dtype and sharding of the parameters.
+
+    Returns:
+        Parameters by network, and the names of ignored tensors.
+
+    Raises:
+        CheckpointError: The file is damaged, lacks a tensor, or holds an unknown one.
+    """
+    expected = {
+        part: layout
+        for part, layout in SDM_PARTS.items()
+        if part in wanted or (part in abstract and opened.holds(part))
+    }
+    where = str(opened.path)
+    found, ignored = names.match(opened.tensors, abstract, expected, where)
+    loaded = {part: names.load(found[part], abstract[part], placement, where) for part in wanted}
+    return loaded, ignored
+
 
 def parts_in(path: str | os.PathLike) -> list[str]:
     """Returns which parts a flat checkpoint holds. Raises CheckpointError."""
-    names = open_tensors(_file(path))
-    return [
-        key
-        for key, part in SDM_PARTS.items()
-        if any(name.startswith(part.prefix) for name in names)
-    ]
+    return list(open_flat_file(path).parts)
 
 
 def load_released(
@@ -43,36 +114,9 @@ def load_released(
     *,
     wanted: Collection[str],
 ) -> tuple[dict[str, Params], list[str]]:
-    """Reads the wanted parts of a flat checkpoint.
-
-    Args:
-        path: The file, or a folder with `pytorch_model.bin` or `model.safetensors`.
-        parts: `SDM_PARTS` or `TDM_PARTS`.
-        abstract: Shapes of the parameters by part.
-        placement: Where they are to live.
-        wanted: Parts to read. Of the others names and shapes are checked; they may be absent.
-
-    Returns:
-        Parameters by part, and the names of buffers left behind.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or of another model.
-    """
-    path = _file(path)
-    tensors = open_tensors(path)
-    expected = {
-        key: part
-        for key, part in parts.items()
-        if key in wanted or any(name.startswith(part.prefix) for name in tensors)
-    }
-    found, buffers = names.match(tensors, abstract, expected, str(path))
-    loaded = {key: names.load(found[key], abstract[key], placement, str(path)) for key in wanted}
-    return loaded, buffers
-
-
-def _file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return find_weights(path, "model") if path.is_dir() else path
+    """Loads networks of a flat checkpoint, which may hold those of `parts`."""
+    shapes = {part: abstract[part] for part in parts}
+    return load_parts(open_flat_file(path), wanted, shapes, placement)
 
 
 def write_released(

@@ -68,15 +68,24 @@ def find_weights(folder: str | os.PathLike, stem: str) -> Path:
         CheckpointError: The folder holds no such file.
     """
     folder = Path(folder)
-    stems = (stem, "pytorch_model") if stem == "model" else (stem,)
-    suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-    names = [stem + suffix for suffix in suffixes for stem in stems]
+    names = _weight_files(stem)
     for name in names:
         if (folder / name).is_file():
             return folder / name
     with file_errors(f"{folder}: cannot list the folder"):
         held = sorted(entry.name for entry in folder.iterdir())
     raise CheckpointError(f"{folder} holds {held}, expected one of {names}")
+
+
+def has_weights(folder: str | os.PathLike, stem: str) -> bool:
+    """Whether `find_weights` finds a file."""
+    return any(Path(folder, name).is_file() for name in _weight_files(stem))
+
+
+def _weight_files(stem: str) -> list[str]:
+    stems = (stem, "pytorch_model") if stem == "model" else (stem,)
+    suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    return [stem + suffix for suffix in suffixes for stem in stems]
 
 
 def write_safetensors(

@@ -1,0 +1,330 @@
+"""Opens weights on disk, whatever layout they are stored in.
+
+`open_weights` recognizes the folder of a training run, the released flat file or its folder, a
+folder of diffusers or of one of its models, a CLIP as transformers stores it, and a bundle. Each
+becomes a `Weights`: the networks it holds, their configs, and a function that loads them.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fd_jax import assets
+from fd_jax.architecture import Architecture, CLIPVisionConfig
+from fd_jax.checkpoints import diffusers, flat_file
+from fd_jax.checkpoints.errors import abbreviate, file_errors
+from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.run.manager import read_params
+from fd_jax.checkpoints.run.model_json import ALONE, is_run, read_model
+from fd_jax.config import differences, to_json
+from fd_jax.errors import CheckpointError
+from fd_jax.schedule import ScheduleConfig
+from fd_jax.types import Params
+
+_EXPECTED = (
+    "the folder of a training run, a released checkpoint, a model of diffusers or transformers, "
+    "or a bundle"
+)
+# Networks in the folder of a Stable Diffusion, each in a folder of its own name.
+_COMPONENTS = ("unet", "vae", "text_encoder")
+# Models of a bundle, by the task that trained them.
+_BUNDLED = {"sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}
+
+
+class LoadedParams(NamedTuple):
+    """Parameters of networks, and tensors stored beside them that are not weights.
+
+    Attributes:
+        params: Parameters by network.
+        ignored_tensors: Names of buffers, such as position ids.
+    """
+
+    params: dict[str, Params]
+    ignored_tensors: list[str]
+
+
+_Load = Callable[[Collection[str], Placement, Mapping[str, Params]], LoadedParams]
+
+
+def _holds_nothing(parts: Collection[str], *_: object) -> LoadedParams:
+    if parts:
+        raise CheckpointError(f"a config holds no weights, expected those of {list(parts)}")
+    return LoadedParams({}, [])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """Networks stored at one path, none of them read yet.
+
+    Attributes:
+        path: File or folder, for messages.
+        parts: Names of the networks whose weights are stored: `unet`, `vae`, `text_encoder`,
+            `image_encoder`, `subject_fusion`.
+        architecture: Configs by network. May name networks whose weights are elsewhere; a flat
+            file has none.
+        schedule: Noise schedule, if one is stored.
+        tokenizer: Folder of a tokenizer, if one is stored.
+        task: What the training run trains, if this is a run.
+    """
+
+    path: Path
+    parts: tuple[str, ...] = ()
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: ScheduleConfig | None = None
+    tokenizer: Path | None = None
+    task: str | None = None
+    _load: _Load = dataclasses.field(default=_holds_nothing, repr=False)
+
+    def load(
+        self, parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
+    ) -> LoadedParams:
+        """Loads the parameters of some networks.
+
+        Args:
+            parts: Networks to load.
+            placement: Dtype and sharding of the parameters.
+            abstract: Shapes of all networks that may be stored. A flat file that holds others is
+                refused, so that an SDM is not taken for a TDM.
+
+        Raises:
+            CheckpointError: Weights are missing, damaged, or of another architecture.
+        """
+        return self._load(parts, placement, abstract)
+
+
+def open_weights(
+    where: str | os.PathLike,
+    *,
+    task: str | None = None,
+    ema: bool = True,
+    step: int | None = None,
+) -> Weights:
+    """Opens a checkpoint of any layout; reads names and configs, but no weights.
+
+    Args:
+        where: File or folder.
+        task: Task that a training run has to train; the model to open of a bundle, which is
+            the `sdm` by default.
+        ema: Whether to load the EMA parameters of a training run, if it keeps them.
+        step: Step of the training run's checkpoint, by default the newest that is not damaged.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or it is a run of another task.
+        ConfigError: A config describes an architecture that is not supported.
+    """
+    path = Path(where)
+    if path.is_dir() and is_run(path):
+        return _open_run(path, task, ema=ema, step=step)
+    if step is not None:
+        raise CheckpointError(f"{path} is no training run, expected one that has step {step}")
+    if path.is_file():
+        return _open_flat_file(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist, expected {_EXPECTED}")
+    if any((path / name).is_file() for name in _BUNDLED.values()) and (path / "base").is_dir():
+        return _open_bundle(path, "sdm" if task is None else task)
+    if (path / "model_index.json").is_file() or _components(path):
+        return _open_pipeline(path)
+    if (path / "config.json").is_file():
+        return _open_model(path)
+    if flat_file.is_flat_folder(path):
+        return _open_flat_file(path)
+    with file_errors(f"{path}: cannot list the folder"):
+        held = sorted(entry.name for entry in path.iterdir())
+    raise CheckpointError(f"{path} holds {abbreviate(held) or 'nothing'}, expected {_EXPECTED}")
+
+
+def _open_run(path: Path, task: str | None, *, ema: bool, step: int | None) -> Weights:
+    model = read_model(path)
+    if task not in (None, model.kind):
+        raise CheckpointError(f"{path} trains a {model.kind}, expected a run that trains a {task}")
+
+    def load(
+        parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
+    ) -> LoadedParams:
+        found = read_params(
+            path, placement=placement, ema=ema, step=step, wanted=parts, abstract=abstract
+        )
+        return LoadedParams(found, [])
+
+    alone = model.kind in ALONE
+    parts = {"sdm": flat_file.SDM_PARTS, "tdm": flat_file.TDM_PARTS}.get(model.kind)
+    parts = (ALONE[model.kind],) if alone else tuple(parts)
+    configs = model.configs._asdict()
+    return Weights(
+        path=path,
+        parts=parts,
+        architecture={part: config for part, config in configs.items() if part in parts},
+        schedule=None if alone else model.schedule,
+        tokenizer=_tokenizer(path),
+        task=model.kind,
+        _load=load,
+    )
+
+
+def _open_flat_file(path: Path) -> Weights:
+    opened = flat_file.open_flat_file(path)
+    load = partial(_load_flat_file, opened)
+    return Weights(path=path, parts=opened.parts, tokenizer=_tokenizer(path), _load=load)
+
+
+def _load_flat_file(
+    opened: flat_file.FlatFile,
+    parts: Collection[str],
+    placement: Placement,
+    abstract: Mapping[str, Params],
+) -> LoadedParams:
+    return LoadedParams(*flat_file.load_parts(opened, parts, abstract, placement))
+
+
+def _open_pipeline(path: Path) -> Weights:
+    parts = _components(path)
+    schedule = None
+    if (path / "scheduler").is_dir():
+        schedule = diffusers.read_schedule(path / "scheduler")
+    return Weights(
+        path=path,
+        parts=parts,
+        architecture={part: diffusers.read_config(part, path / part) for part in parts},
+        schedule=schedule,
+        tokenizer=_tokenizer(path),
+        _load=partial(_load_folders, {part: path / part for part in parts}),
+    )
+
+
+def _open_model(path: Path) -> Weights:
+    part = diffusers.part_in(path)
+    return Weights(
+        path=path,
+        parts=(part,),
+        architecture={part: diffusers.read_config(part, path)},
+        tokenizer=_tokenizer(path),
+        _load=partial(_load_folders, {part: path}),
+    )
+
+
+def _load_folders(
+    folders: Mapping[str, Path],
+    parts: Collection[str],
+    placement: Placement,
+    abstract: Mapping[str, Params],
+) -> LoadedParams:
+    if missing := [part for part in parts if part not in folders]:
+        held = ", ".join(map(str, folders.values()))
+        raise CheckpointError(f"{held} hold {list(folders)}, expected the weights of {missing} too")
+    params, ignored = {}, []
+    for part in parts:
+        loaded = diffusers.load_folder(part, folders[part], abstract[part], placement)
+        params[part] = loaded[0]
+        ignored += loaded[1]
+    return LoadedParams(params, ignored)
+
+
+def _open_bundle(path: Path, task: str) -> Weights:
+    if task not in _BUNDLED:
+        raise CheckpointError(f"{path} holds an SDM and a TDM, expected a run that trains a {task}")
+    base, clip = _open_pipeline(path / "base"), _open_model(path / "clip")
+    model = _open_flat_file(path / _BUNDLED[task])
+
+    def load(
+        parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
+    ) -> LoadedParams:
+        own = [part for part in parts if part != "vae"]
+        shared = [part for part in parts if part == "vae"]
+        params, ignored = model.load(own, placement, abstract)
+        more = base.load(shared, placement, abstract)
+        return LoadedParams(params | more.params, ignored + more.ignored_tensors)
+
+    return Weights(
+        path=path,
+        parts=(*model.parts, "vae"),
+        architecture={**base.architecture, **clip.architecture},
+        schedule=base.schedule,
+        tokenizer=base.tokenizer,
+        _load=load,
+    )
+
+
+def _components(path: Path) -> tuple[str, ...]:
+    return tuple(part for part in _COMPONENTS if (path / part).is_dir())
+
+
+def _tokenizer(path: Path) -> Path | None:
+    folder = path / "tokenizer"
+    return folder if folder.is_dir() else None
+
+
+def find_tokenizer(sources: Sequence[Weights]) -> Path:
+    """Returns the first tokenizer that a source brings, by default CLIP's own."""
+    found = (source.tokenizer for source in sources if source.tokenizer is not None)
+    return next(found, assets.TOKENIZER)
+
+
+def find_parts(sources: Sequence[Weights]) -> dict[str, Weights]:
+    """Returns each network's source: the first that holds its weights."""
+    found: dict[str, Weights] = {}
+    for source in sources:
+        for part in source.parts:
+            found.setdefault(part, source)
+    return found
+
+
+def merge(
+    sources: Sequence[Weights],
+    *,
+    needed: Collection[str] = _COMPONENTS,
+    expected: str = "a source that has them",
+    ignored: Collection[str] = (),
+) -> tuple[Architecture, ScheduleConfig]:
+    """Returns architecture and noise schedule, on which all sources have to agree.
+
+    Args:
+        sources: What was given; of each config the first that has it counts. A config file is a
+            `Weights` without parts.
+        needed: Networks whose config has to be given. Without one, the image encoder is of the
+            usual size, with embeddings as wide as the text encoder's.
+        expected: Continues the message about missing configs.
+        ignored: Names of fields that may differ, besides `sample_size`: the resolution that a
+            model was trained at changes no parameter.
+
+    Raises:
+        CheckpointError: A config is missing, or two sources disagree.
+        ConfigError: The networks do not fit together.
+    """
+    found: dict[str, Any] = {}
+    origins: dict[str, Weights] = {}
+    may_differ = ("sample_size", *ignored)
+    for source in sources:
+        configs = dict(source.architecture)
+        if source.schedule is not None:
+            configs["scheduler"] = source.schedule
+        for name, config in configs.items():
+            first = origins.setdefault(name, source)
+            _check_same(source, first, name, config, found.setdefault(name, config), may_differ)
+    missing = [name for name in (*needed, "scheduler") if name not in found]
+    if missing:
+        given = " and ".join(str(source.path) for source in sources) or "nothing"
+        raise CheckpointError(f"{given} gives no config of {missing}, expected {expected}")
+    schedule = found.pop("scheduler")
+    if "image_encoder" not in found:
+        found["image_encoder"] = CLIPVisionConfig(projection_dim=found["text_encoder"].hidden_size)
+    architecture = Architecture(**found)
+    architecture.check()
+    return architecture, schedule
+
+
+def _check_same(
+    source: Weights, first: Weights, name: str, config: Any, expected: Any, ignored: Sequence[str]
+) -> None:
+    if source is first:
+        return
+    changed = [
+        f"{field} is {new!r}, expected {old!r}"
+        for field, (old, new) in differences(to_json(expected), to_json(config), name).items()
+        if not field.endswith(tuple(ignored))
+    ]
+    if changed:
+        raise CheckpointError(f"{source.path} does not fit {first.path}: {', '.join(changed)}")
