@@ -1,4 +1,4 @@
-"""The package as it is installed: what it requires, what it brings, and that it works outside a clone."""
+"""The installed package: its requirements, commands and configs, outside a clone."""
 
 import os
 import pathlib
