@@ -38,6 +38,7 @@ from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.torch.names import UNET, VAE, Part
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
+from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
@@ -156,8 +157,9 @@ def our_sampler(networks: Networks) -> Callable[..., jax.Array]:
     """From latents to images, as the pipeline does it: one scan, then one image after another."""
 
     def run(params: dict, x: jax.Array, contexts: jax.Array, guidance: jax.Array, steps: Steps):
-        tdm, sdm = networks.unet.bind(params["tdm"]), networks.unet.bind(params["sdm"])
-        state, _ = sample(tdm, sdm, init_state(x), contexts, guidance, steps)
+        unets = (networks.unet.bind(params[name]) for name in ("tdm", "sdm"))
+        tdm, sdm = (guided(as_eps(unet, ScheduleConfig()), guidance) for unet in unets)
+        state, _ = sample(tdm, sdm, init_state(x), contexts, steps)
         vae = networks.vae.bind(params["vae"])
         return jax.lax.map(lambda row: vae.decode(row[None])[0], state.x)
 

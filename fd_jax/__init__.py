@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fd_jax.errors import InputError
     from fd_jax.images.png import read_settings
     from fd_jax.inference.pipeline import FaceDiffuser
+    from fd_jax.inference.samples import Samples
     from fd_jax.sampling.stages import SamplerConfig
 
 __version__ = "0.2.0"
@@ -16,9 +17,17 @@ _EXPORTS = {
     "FaceDiffuser": "fd_jax.inference.pipeline",
     "InputError": "fd_jax.errors",
     "SamplerConfig": "fd_jax.sampling.stages",
+    "Samples": "fd_jax.inference.samples",
     "read_settings": "fd_jax.images.png",
 }
-__all__ = ["FaceDiffuser", "InputError", "SamplerConfig", "__version__", "read_settings"]
+__all__ = [
+    "FaceDiffuser",
+    "InputError",
+    "SamplerConfig",
+    "Samples",
+    "__version__",
+    "read_settings",
+]
 
 
 def __getattr__(name: str) -> Any:

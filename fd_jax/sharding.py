@@ -126,6 +126,16 @@ def targets(tree: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def whole_batches(count: int, batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Returns the indices of `count` rows in batches of one size, [batches, rows].
+
+    The batch size is rounded up to a multiple of the mesh's devices, and the last row is repeated
+    until the last batch is whole, so that one jitted function serves all batches.
+    """
+    size = -(-batch_size // mesh.size) * mesh.size
+    return np.arange(-(-count // size) * size).clip(max=count - 1).reshape(-1, size)
+
+
 def fetch(array: jax.Array) -> np.ndarray:
     """Returns the whole array, which may be divided over processes, on the host of each."""
     if array.is_fully_addressable:

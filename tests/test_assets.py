@@ -56,7 +56,7 @@ def test_the_bundled_models_are_small():
 def test_the_bundled_models_make_pictures(pipe, people):
     prompts = ["a woman <|image|> in the snow", "a woman <|image|> in a forest"]
     options = {"num_steps": 4, "guidance_scale": 3.0, "solver": "dpmsolver++"}
-    pictures = pipe(prompts, [people[:1]] * 2, num_images=4, output_type="np", **options)
+    pictures = pipe(prompts, [people[:1]] * 2, num_images=4, **options).pixels
     assert pictures.shape == (8, 64, 64, 3)
     assert np.isfinite(pictures).all()
     for picture in pictures:

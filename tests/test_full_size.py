@@ -14,6 +14,7 @@ from fd_jax.checkpoints.placement import Placement
 from fd_jax.networks import make_networks
 from fd_jax.ops.layers import num_params
 from fd_jax.sampling.generate import sample
+from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
@@ -42,8 +43,8 @@ def test_a_written_unet_loads_and_runs_a_step(tmp_path):
 
     @jax.jit
     def run(params, x, contexts, steps):
-        unet = network.bind(params)
-        return sample(unet, unet, init_state(x), contexts, jnp.float32(5), steps)[0].x
+        unet = guided(as_eps(network.bind(params), ScheduleConfig()), jnp.float32(5))
+        return sample(unet, unet, init_state(x), contexts, steps)[0].x
 
     out = run(params, x, contexts, steps)
     assert out.shape == x.shape

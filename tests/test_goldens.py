@@ -138,13 +138,12 @@ def trajectory(request, goldens, golden_pipe):
         "guidance_scale": float(golden["guidance_scale"]),
         "solver": solver,
         "latents": channels_last(golden["init_latents"]),
-        "height": golden["init_latents"].shape[2] * golden_pipe.configs.vae.downscale,
-        "width": golden["init_latents"].shape[3] * golden_pipe.configs.vae.downscale,
+        "height": golden["init_latents"].shape[2] * golden_pipe.architecture.vae.downscale,
+        "width": golden["init_latents"].shape[3] * golden_pipe.architecture.vae.downscale,
         "subject_resolution": golden["object_pixel_values"].shape[-1],
-        "output_type": "latents",
     }
-    latents, trace = golden_pipe(**arguments, trace=True)
-    return golden, arguments, latents, trace
+    samples = golden_pipe(**arguments, trace=True)
+    return golden, arguments, samples.latents, samples.trace
 
 
 def test_requests(trajectory, golden_pipe):
@@ -179,8 +178,8 @@ def test_contexts(trajectory, golden_pipe):
     pixels = np.zeros_like(requests.subject_pixels)
     count = len(arguments["references"])
     pixels[:, :count] = channels_last(golden["object_pixel_values"])
-    programs = golden_pipe.programs
-    contexts = programs._encode(programs.params, requests._replace(subject_pixels=pixels))
+    compiled = golden_pipe.compiled
+    contexts = compiled._encode(compiled.params, requests._replace(subject_pixels=pixels))
     assert relative(contexts[1], golden["text_only_embeds"]) < 1e-5
     assert relative(contexts[2], golden["augmented_embeds"]) < 1e-5
 
@@ -201,8 +200,8 @@ def test_latents_from_subject_pixels(trajectory, golden_pipe, monkeypatch):
     monkeypatch.setattr(
         "fd_jax.inference.inputs.subject_pixels", lambda photograph, resolution: next(pixels)
     )
-    # The trace is not wanted, but the program that gives it is compiled already.
-    latents, _ = golden_pipe(**arguments, trace=True)
+    # The trace is not wanted, but the function that returns it is compiled already.
+    latents = golden_pipe(**arguments, trace=True).latents
     assert relative(latents[0], channels_last(golden["latents"][-1])) < 1e-4
 
 

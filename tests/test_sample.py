@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
 from fd_jax import assets
 from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
+from fd_jax.images.pixels import to_uint8
 from fd_jax.images.png import read_settings
-from fd_jax.inference.pipeline import FaceDiffuser, to_uint8
+from fd_jax.inference import cli
+from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import read_prompt_file
 from fd_jax.networks import make_networks
 from tests.conftest import TINY
@@ -41,7 +42,7 @@ def run(paths, monkeypatch, capsys):
     def run(*arguments: object, checkpoints: list[str] = paths):
         monkeypatch.setattr(sys, "argv", ["sample.py", *checkpoints, *FAST, *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            sample.cli()
+            cli.main()
         status = stop.value.code
         out, err = capsys.readouterr()
         if isinstance(status, str):
@@ -76,7 +77,7 @@ def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
     expected = {
         "prompt": PROMPT,
         "negative_prompt": "blurry",
-        "references": json.dumps([str(people[0])]),
+        "references": json.dumps([people[0].name]),
         "seed": "3",
         "image_number": "1",
         "alpha": "0.25",
@@ -98,8 +99,7 @@ def test_pictures_carry_their_settings(run, people, tmp_path, pipe):
         alpha=0.25,
         beta=0.75,
         subject_resolution=28,
-        output_type="np",
-    )
+    ).pixels
     for i, image in enumerate(to_uint8(images)):
         difference = pixels(out / f"{i:04d}.png").astype(int) - image
         assert np.abs(difference).max() <= 1
@@ -129,7 +129,7 @@ BAD_ARGUMENTS = {
     "no prompt": ([], "either --prompt or --prompt-file"),
     "two prompts": (["--prompt", PROMPT, "--prompt-file", "x"], "either --prompt or --prompt-file"),
     "alpha": (["--prompt", PROMPT, "--alpha", "0.8"], "alpha is 0.8 and beta is 0.6"),
-    "solver": (["--prompt", PROMPT, "--solver", "euler"], "solver is 'euler'"),
+    "solver": (["--prompt", PROMPT, "--solver", "euler"], "euler"),
     "images": (["--prompt", PROMPT, "--num-images", "0"], "num_images is 0"),
     "no tdm": (["--prompt", PROMPT], "but no tdm"),
     "file and images": (["--prompt-file", "x", "--num-images", "2"], "--num-images goes with"),
@@ -220,7 +220,7 @@ def test_prompt_file(run, people, tmp_path):
     status, printed, shown = run(*arguments)
     assert status == 1
     assert "made 2 pictures" in printed
-    assert "3 lines failed" in printed
+    assert "3 failed" in printed
     for line in (2, 3, 4):
         assert f"line {line}: " in shown
     assert "damaged.jpg" in shown

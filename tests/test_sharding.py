@@ -100,6 +100,20 @@ def test_replicated_arrays_are_whole_everywhere():
     assert on_mesh["a"].dtype == np.arange(3, dtype=np.int32).dtype
 
 
+@pytest.mark.parametrize(("count", "size", "rows"), [(1, 1, 8), (8, 8, 8), (17, 5, 8), (40, 9, 16)])
+def test_whole_batches(count, size, rows):
+    """Every row once, in order, and then the last row again."""
+    batches = sharding.whole_batches(count, size, sharding.make_mesh())
+
+    assert batches.shape == (-(-count // rows), rows)
+    assert batches.ravel()[:count].tolist() == list(range(count))
+    assert set(batches.ravel()[count:].tolist()) <= {count - 1}
+
+
+def test_no_rows_make_no_batches():
+    assert sharding.whole_batches(0, 4, sharding.make_mesh()).shape == (0, 8)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """All programs, compiled for two images a device, and the layout of the states they make."""

@@ -1,4 +1,4 @@
-"""Prompts and subjects to the contexts that both models are guided with."""
+"""Encodes prompts and subjects to the contexts that both models are guided with."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -6,13 +6,35 @@ from jaxtyping import Array, Float
 from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from fd_jax.types import HasSubject, SubjectEmbeds, SubjectIndex, SubjectPixels, Tokens
+from fd_jax.types import Context, HasSubject, SubjectEmbeds, SubjectIndex, SubjectPixels, Tokens
 
 
 def embed_subjects(image_encoder: ImageEncoder, pixels: SubjectPixels) -> SubjectEmbeds:
-    """Returns one embedding per photograph."""
+    """Returns one embedding per subject."""
     b, s, *image = pixels.shape
     return image_encoder(pixels.reshape(b * s, *image)).reshape(b, s, -1)
+
+
+def augment(
+    image_encoder: ImageEncoder,
+    subject_fusion: SubjectFusion,
+    text: Context,
+    pixels: SubjectPixels,
+    index: SubjectIndex,
+    has_subject: HasSubject,
+) -> tuple[Context, SubjectEmbeds]:
+    """Returns the context of prompts with their subjects, and the subjects' embeddings.
+
+    Args:
+        image_encoder: Encodes the subjects.
+        subject_fusion: Writes subjects into words.
+        text: Output of the text encoder.
+        pixels: Photographs.
+        index: Position of each subject's token.
+        has_subject: Whether each subject is present.
+    """
+    embeds = embed_subjects(image_encoder, pixels)
+    return subject_fusion(text, embeds, index, has_subject), embeds
 
 
 def encode(
@@ -35,11 +57,10 @@ def encode(
         null_ids: Tokens of the negative prompt.
         pixels: Photographs.
         index: Position of each subject's token.
-        has_subject: Which subjects there are.
+        has_subject: Whether each subject is present.
     """
     # Both prompts of an image are neighbours, so that a sharded batch stays where it is.
     both = text_encoder(jnp.stack([null_ids, input_ids], axis=1).reshape(-1, input_ids.shape[1]))
     null, text = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
-    subjects = embed_subjects(image_encoder, pixels)
-    augmented = subject_fusion(text, subjects, index, has_subject)
+    augmented, _ = augment(image_encoder, subject_fusion, text, pixels, index, has_subject)
     return jnp.stack([null, text, augmented])

@@ -22,8 +22,8 @@ from fd_jax.data.examples import Crops, Example, make_example
 from fd_jax.data.ffhq.folder import Source, Split, has_split, open_source
 from fd_jax.data.ffhq.record import DataError
 from fd_jax.data.latent_cache import Encodings
+from fd_jax.data.photographs import MAX_SUBJECT_RESOLUTION
 from fd_jax.errors import InputError
-from fd_jax.inference.inputs import MAX_OBJECT_RESOLUTION
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -79,7 +79,7 @@ class DataConfig(Config):
         for name in ("batch_size", "num_threads", "prefetch"):
             self.require(name, 1)
         self.require("resolution", 8, 8192)
-        self.require("subject_resolution", 2, MAX_OBJECT_RESOLUTION)
+        self.require("subject_resolution", 2, MAX_SUBJECT_RESOLUTION)
         self.require("max_subjects", 0, MAX_SUBJECTS)
         for name in ("caption_drop_prob", "subject_keep_prob"):
             self.require(name, 0, 1)

@@ -1,10 +1,13 @@
 """Photographs of subjects: from any image file to the pixels that the image encoder takes."""
 
 import contextlib
+import io
 import os
 import struct
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
@@ -12,10 +15,44 @@ from PIL import ExifTags, Image
 
 from fd_jax.errors import InputError
 
-Photograph = str | os.PathLike | Image.Image | np.ndarray
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """A binary file, or anything else that bytes can be read from."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array that NumPy can read, such as JAX's."""
+
+    def __array__(self, *args: Any, **options: Any) -> np.ndarray: ...
+
+
+# A path, an image, an array (NumPy's, JAX's or another that NumPy reads), or the bytes of a file
+# and what they can be read from.
+Photograph = str | os.PathLike | Image.Image | np.ndarray | bytes | SupportsArray | SupportsRead
 
 MAX_PIXELS = 178_956_970  # Pillow refuses larger files unless told otherwise
 MIN_SIDE = 2
+MAX_SUBJECT_RESOLUTION = 4096  # side of the square that photographs are resized to
+IMAGE_SUFFIXES = tuple(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+    ]
+)
 MAX_ASPECT = 100  # beyond, resizing to 224 leaves two columns or fewer
 
 # What Pillow raises on damaged files, apart from its own errors: each format has its habits.
@@ -37,6 +74,33 @@ class PhotographError(InputError):
     """A photograph that cannot be read or used."""
 
 
+def is_photograph(value: object) -> bool:
+    """Whether a value is meant as one photograph, and not as a list of them."""
+    return isinstance(value, Photograph | bytearray | memoryview)
+
+
+def photographs_in(path: str | os.PathLike) -> list[Path]:
+    """Returns the image files of a folder in the order of their names; a file as it is.
+
+    Raises:
+        PhotographError: The folder holds no image file, or cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise PhotographError(f"folder {path} cannot be read: {error.strerror}") from error
+    files = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise PhotographError(
+            f"folder {path} holds no image file, expected names that end in one of "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    return files
+
+
 def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the photograph as RGB, upright, in an array of its own.
 
@@ -44,20 +108,28 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
     the current one). Colour profiles are not applied.
 
     Args:
-        source: The path of a file that Pillow can read, a PIL image, or an array of uint8 or of
-            floats in [0, 1], shaped (h, w) or (h, w, c) with 1, 3 or 4 channels.
+        source: The path of an image file, its bytes, or an open binary file; a PIL image; or an
+            array of uint8 or of floats in [0, 1], shaped (h, w) or (h, w, c) with 1, 3 or 4
+            channels.
 
     Raises:
         PhotographError: The file is missing, damaged or cut short, or is no image; the image is
             too large or too small, or its mode, dtype, shape or range has no known meaning.
     """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read(io.BytesIO(source), f"photograph of {len(source)} bytes")
+    if isinstance(source, SupportsRead):
+        return _read(source, f"photograph {getattr(source, 'name', '') or source!r}")
+    if isinstance(source, SupportsArray) and not isinstance(source, np.ndarray | Image.Image):
+        source = np.asarray(source)
     if isinstance(source, np.ndarray):
         return _rgb(_image_of_array(source), "photograph array")
     if isinstance(source, Image.Image):
         return _rgb(source, f"photograph {getattr(source, 'filename', '') or source!r}")
     if not isinstance(source, str | os.PathLike):
         raise PhotographError(
-            f"photograph is a {type(source).__name__}, expected a path, a PIL image or an array"
+            f"photograph is a {type(source).__name__}, expected a path, the bytes of a file, a "
+            "PIL image or an array"
         )
 
     name = f"photograph {os.fspath(source)}"
@@ -65,6 +137,10 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
         raise PhotographError(f"{name} is a folder, expected an image file")
     if os.path.isfile(source) and os.path.getsize(source) == 0:
         raise PhotographError(f"{name} is empty")
+    return _read(source, name)
+
+
+def _read(source: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     with _errors_named(name):
         image = Image.open(source)
     with image:

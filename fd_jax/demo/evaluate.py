@@ -35,7 +35,7 @@ from fd_jax.evaluation.identity import Judge, Tower, check_judges
 from fd_jax.files import check_folder, check_new
 from fd_jax.images.png import write_png
 from fd_jax.inference import validation
-from fd_jax.inference.pipeline import FaceDiffuser, to_uint8
+from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 
 SWEEP = (
@@ -148,7 +148,7 @@ def evaluate(
     """
     runs, cells = given.runs(), make_grid(subjects, scenes, given.seeds)
     evaluations = [make_steps(run.sampler, pipe.schedule).num_evaluations for run in runs]
-    side = pipe.latent_size(None, None)[0] * pipe.configs.vae.downscale
+    side = pipe.latent_size(None, None)[0] * pipe.architecture.vae.downscale
     seconds, begin = {}, time.perf_counter()
     classifier = load_or_train(given.output / CLASSIFIER, scenes, side, progress=True, **training)
     seconds["classifier"] = time.perf_counter() - begin
@@ -207,15 +207,14 @@ def _make(
     batch_size = -(-batch_size // pipe.mesh.size) * pipe.mesh.size
     for first in range(0, len(cells), batch_size):
         batch = cells[first : first + batch_size]
-        made = pipe(
+        samples = pipe(
             [cell.prompt for cell in batch],
             [[subjects[person].photograph for person in cell.people] for cell in batch],
             seed=[cell.seed for cell in batch],
+            sampler=run.sampler,
             batch_size=batch_size,
-            output_type="np",
-            **dataclasses.asdict(run.sampler),
         )
-        pictures += list(to_uint8(made))
+        pictures += [np.asarray(image) for image in samples]
         bar.update(evaluations * len(batch))
     return pictures
 

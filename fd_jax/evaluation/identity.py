@@ -5,24 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from fd_jax import sharding
-from fd_jax.data.photographs import subject_pixels
 from fd_jax.demo.grid import Pixels
 from fd_jax.errors import InputError
 from fd_jax.inference.pipeline import FaceDiffuser
-from fd_jax.networks import make_networks
 
 # Where one of two people is: those of the training pictures have their heads within 0.03 to 0.49 of
 # the width (or the mirror image of that), while the neighbour's shoulders reach 0.42; their hair
 # begins 0.26 to 0.36 from the top, which a square of this width at the bottom would cut off.
 WIDTH, HEIGHT = 0.55, 0.75
-
-_BATCH = 64  # views that the tower sees at a time
 
 JUDGES = {"detector": "face_detection_yunet_2023mar.onnx"}
 JUDGES |= {"recognizer": "face_recognition_sface_2021dec.onnx"}
@@ -58,28 +52,15 @@ class Tower:
     """
 
     def __init__(self, pipe: FaceDiffuser, photographs: Sequence[Pixels]):
-        encoder = make_networks(pipe.configs, dtype=pipe.dtype).image_encoder
-        self._mesh, self._side = pipe.mesh, pipe.configs.image_encoder.image_size
-        self._params = pipe.programs.params.image_encoder
-        self._encode = jax.jit(lambda params, pixels: encoder.bind(params)(pixels))
-        embeds = self._embed(photographs)
+        self._pipe = pipe
+        embeds = pipe.embed(photographs)
         # All embeddings have much in common, which says that there is a person, not who.
         self._mean = embeds.mean(axis=0)
         self._references = _unit(embeds - self._mean)
 
     def __call__(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n m"]:
         """Returns the cosine between each view and each reference, less the references' mean."""
-        return _unit(self._embed(views) - self._mean) @ self._references.T
-
-    def _embed(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n d"]:
-        pixels = np.stack([subject_pixels(pixels, self._side) for pixels in views])
-        size = -(-_BATCH // self._mesh.size) * self._mesh.size
-        embeds = []
-        for first in range(0, len(pixels), size):
-            rows = np.arange(first, first + size).clip(max=len(pixels) - 1)
-            batch = sharding.put(pixels[rows], sharding.batched(self._mesh))
-            embeds.append(sharding.fetch(self._encode(self._params, batch)))
-        return np.concatenate(embeds)[: len(pixels)].astype(np.float32)
+        return _unit(self._pipe.embed(views) - self._mean) @ self._references.T
 
 
 def check_judges(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that hold their settings, and sheets of many at a glance."""
+"""Writes and reads PNG files that hold the settings of their picture."""
 
 import contextlib
 import json
@@ -71,6 +71,11 @@ def read_settings(path: str | os.PathLike) -> dict[str, str]:
         raise OutputError(f"{path} cannot be read, expected a PNG file: {error}") from error
 
 
+def setting_text(value: Any) -> str:
+    """Returns a setting as its text chunk holds it: strings as they are, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _text_chunks(path: Path, settings: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in settings.items():
@@ -79,8 +84,7 @@ def _text_chunks(path: Path, settings: Mapping[str, Any]) -> PngImagePlugin.PngI
                 f"{path}: a setting is named {key!r}, expected 1 to 79 printable ASCII characters"
             )
         try:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            chunks.add_text(key, text)
+            chunks.add_text(key, setting_text(value))
         except (TypeError, ValueError) as error:
             raise OutputError(
                 f"{path}: setting {key} is {value!r:.80}, expected text or a JSON value: {error}"

@@ -1,5 +1,6 @@
-"""The compiled programs of sampling, laid over a mesh: encode, generate, decode."""
+"""Jitted functions of sampling over a mesh: encode, generate, decode, embed."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,22 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32, PyTree, UInt32
-from tqdm import tqdm
+from jaxtyping import Array, Float, Int32, UInt32
 
 from fd_jax import sharding
 from fd_jax.conditioning.encode import encode
+from fd_jax.images.pixels import to_unit
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks
 from fd_jax.sampling.generate import Contexts, Trace, initial_noise, sample
+from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverState, init_state
 from fd_jax.sampling.stages import Steps, pad_steps
+from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Latents, Params
 
-# Rows per dispatch while progress is shown: the same program for any number of steps. Without
-# progress all rows are one dispatch. A callback out of the scan would show progress too, but
-# programs with callbacks are not kept in the compile cache.
+# Rows of the table per dispatch while progress is shown: one jitted function serves any number of
+# steps. Without progress all rows are one dispatch. A callback out of the scan would show progress
+# too, but functions with callbacks are not kept in the compile cache.
 _PROGRESS_ROWS = 5
 
 
@@ -39,22 +42,22 @@ class ModelParams(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One row per image, on the host."""
+    """Inputs of a batch of images on the host, one row each."""
 
-    requests: SamplingInputs
+    inputs: SamplingInputs
     seeds: UInt32[np.ndarray, " b"]
-    numbers: Int32[np.ndarray, " b"]  # of an image among those of its prompt
-    latents: Float[np.ndarray, "b h w 4"] | None  # to begin with, in place of the seeds' noise
+    numbers: Int32[np.ndarray, " b"]  # number of each image among those of its prompt and seed
+    latents: Float[np.ndarray, "b h w 4"] | None  # initial latents, in place of the seeds' noise
 
 
 class CompiledSampler:
-    """Compiled functions over the parameters of all networks.
+    """Jitted functions over the parameters of all networks.
 
     Args:
         networks: The networks.
         params: Their parameters.
-        mesh: Devices. The rows of a batch are divided over them.
-        prediction_type: What the UNets predict, see `ScheduleConfig`.
+        mesh: Devices. The rows of a batch are sharded over them.
+        schedule: Noise schedule of both UNets, with their prediction type.
     """
 
     def __init__(
@@ -62,21 +65,22 @@ class CompiledSampler:
         networks: Networks,
         params: ModelParams,
         mesh: Mesh,
-        *,
-        prediction_type: str = "epsilon",
+        schedule: ScheduleConfig | None = None,
     ):
-        self.params, self.mesh = params, mesh
+        self.params = params
+        self.mesh = mesh
         # On GPU and TPU float32 products are shortened unless told otherwise.
         self._precision = "float32" if networks.dtype == jnp.float32 else None
         rows = sharding.batched(mesh)
-        # The sampler's state is laid out alike whoever made it, or the sampler would be compiled
-        # again where it goes on from its own.
+        # One layout for every state, whether it is the first or returned by `_sample`: with two
+        # layouts the sampler would be compiled twice.
         state = SolverState(rows, rows, NamedSharding(mesh, P(None, sharding.DATA_AXES)))
         self._encode = jax.jit(partial(_encode, networks))
+        self._embed = jax.jit(partial(_embed, networks))
         self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
         self._continue = jax.jit(init_state, out_shardings=state)
         self._sample = jax.jit(
-            partial(_sample, networks, mesh, prediction_type),
+            partial(_sample, networks, mesh, schedule or ScheduleConfig()),
             static_argnames=("smoothing", "trace"),
             out_shardings=(state, None),
         )
@@ -88,66 +92,84 @@ class CompiledSampler:
         steps: Steps,
         guidance_scale: float,
         size: tuple[int, int],
-        bar: tqdm,
         *,
-        in_parts: bool,
         smoothing: Smoothing,
         trace: bool,
+        on_progress: Callable[[int], object] | None = None,
     ) -> tuple[Latents, Trace | None]:
-        """Returns final latents, on the mesh, and the trace of all rows, on the host.
+        """Returns final latents, on the mesh, and the trace of all evaluations, on the host.
 
         Args:
-            batch: A multiple of the mesh's devices.
-            steps: The table.
-            guidance_scale: Of both models.
+            batch: Inputs of a multiple of the mesh's devices.
+            steps: Table of the evaluations.
+            guidance_scale: Guidance scale of both models.
             size: Height and width of the latents.
-            bar: Advanced by rows, if they run in parts.
-            in_parts: Whether to dispatch a few rows at a time. The same on all processes of the
-                mesh, which must run the same programs, though one alone shows the bar.
-            smoothing: Of the saliency.
+            smoothing: Smoothing of the saliency.
             trace: Whether to return a trace.
+            on_progress: Called with the number of evaluations after each dispatch of a few. All
+                processes of the mesh pass one or none, as it decides which functions they run.
         """
-        where = sharding.batched(self.mesh)
+        rows = sharding.batched(self.mesh)
+        length = len(steps.stage)
+        part_length = length if on_progress is None else _PROGRESS_ROWS
+        table = pad_steps(steps, -(-length // part_length) * part_length)
+        traces = []
         with jax.default_matmul_precision(self._precision):
-            contexts = self._encode(self.params, sharding.put(batch.requests, where))
+            contexts = self._encode(self.params, sharding.put(batch.inputs, rows))
             if batch.latents is None:
-                seeds, numbers = sharding.put((batch.seeds, batch.numbers), where)
+                seeds, numbers = sharding.put((batch.seeds, batch.numbers), rows)
                 state = self._start(seeds, numbers, height=size[0], width=size[1])
             else:
-                state = self._continue(sharding.put(batch.latents, where))
-            length = len(steps.stage)
-            rows = _PROGRESS_ROWS if in_parts else length
-            table = pad_steps(steps, -(-length // rows) * rows)
-            traces = []
-            for first in range(0, length, rows):
-                part = jax.tree.map(lambda column, i=first: column[i : i + rows], table)
+                state = self._continue(sharding.put(batch.latents, rows))
+            for first in range(0, length, part_length):
+                part = jax.tree.map(lambda column, i=first: column[i : i + part_length], table)
                 state, seen = self._sample(
-                    *(self.params, state, contexts, np.float32(guidance_scale), part),
+                    self.params,
+                    state,
+                    contexts,
+                    np.float32(guidance_scale),
+                    part,
                     smoothing=smoothing,
                     trace=trace,
                 )
                 traces.append(seen)
-                if in_parts:
+                if on_progress is not None:
                     jax.block_until_ready(state.x)
-                    bar.update(min(rows, length - first))
+                    on_progress(min(part_length, length - first))
         if not trace:
             return state.x, None
         traces = [jax.tree.map(sharding.fetch, seen) for seen in traces]
         return state.x, jax.tree.map(lambda *parts: np.concatenate(parts)[:length], *traces)
 
-    def decode(self, latents: Latents) -> Float[Array, "b h2 w2 3"]:
-        """Returns images in 0..1, on the mesh, of scaled latents on the mesh."""
+    def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
+        """Returns pixels in [0, 1] of scaled latents, a multiple of the mesh's devices."""
+        rows = sharding.put(latents, sharding.batched(self.mesh))
         with jax.default_matmul_precision(self._precision):
-            return self._decode(self.params.vae, latents)
+            return sharding.fetch(self._decode(self.params.vae, rows))
+
+    def embed(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b d"]:
+        """Returns embeddings of subject pixels, a multiple of the mesh's devices."""
+        rows = sharding.put(pixels, sharding.batched(self.mesh))
+        with jax.default_matmul_precision(self._precision):
+            embeds = self._embed(self.params.image_encoder, rows)
+        return sharding.fetch(embeds).astype(np.float32)
 
 
-def _encode(networks: Networks, params: ModelParams, requests: SamplingInputs) -> Contexts:
+def _encode(networks: Networks, params: ModelParams, inputs: SamplingInputs) -> Contexts:
     return encode(
         networks.text_encoder.bind(params.text_encoder),
         networks.image_encoder.bind(params.image_encoder),
         networks.subject_fusion.bind(params.subject_fusion),
-        *requests,
+        input_ids=inputs.input_ids,
+        null_ids=inputs.null_ids,
+        pixels=inputs.subject_pixels,
+        index=inputs.subject_token_index,
+        has_subject=inputs.has_subject,
     )
+
+
+def _embed(networks: Networks, params: Params, pixels: Float[Array, "b h w 3"]) -> Array:
+    return networks.image_encoder.bind(params)(pixels)
 
 
 def _start(
@@ -160,21 +182,22 @@ def _start(
 def _sample(
     networks: Networks,
     mesh: Mesh,
-    prediction_type: str,
+    schedule: ScheduleConfig,
     params: ModelParams,
     state: SolverState,
     contexts: Contexts,
     guidance_scale: Float[Array, ""],
     steps: Steps,
-    **static: PyTree,
+    *,
+    smoothing: Smoothing,
+    trace: bool,
 ) -> tuple[SolverState, Trace | None]:
-    tdm, sdm = networks.unet.bind(params.tdm), networks.unet.bind(params.sdm)
+    tdm, sdm = (
+        guided(as_eps(networks.unet.bind(unet), schedule), guidance_scale)
+        for unet in (params.tdm, params.sdm)
+    )
     with sharding.on_mesh(mesh):
-        return sample(
-            *(tdm, sdm, state, contexts, guidance_scale, steps),
-            prediction_type=prediction_type,
-            **static,
-        )
+        return sample(tdm, sdm, state, contexts, steps, smoothing=smoothing, trace=trace)
 
 
 def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Array:
@@ -185,5 +208,4 @@ def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) ->
     in_turn = jax.lax.with_sharding_constraint(in_turn, where)
     with sharding.on_mesh(mesh):
         images = jax.lax.map(vae.decode, in_turn)
-    images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
-    return jnp.clip(images / 2 + 0.5, 0, 1)
+    return to_unit(images.swapaxes(0, 1).reshape(-1, *images.shape[2:]))

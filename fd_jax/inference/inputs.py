@@ -1,4 +1,4 @@
-"""Sampling requests: prompts and their photographs as the arrays that the networks take."""
+"""Builds the arrays that the networks take, from prompts and photographs."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,14 +16,17 @@ from fd_jax.data.captions import (
     Tokenizer,
     tokenize,
 )
-from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
+from fd_jax.data.photographs import (
+    MAX_SUBJECT_RESOLUTION,
+    Photograph,
+    load_photograph,
+    subject_pixels,
+)
 from fd_jax.errors import InputError
-
-MAX_OBJECT_RESOLUTION = 4096
 
 
 class SamplingInputs(NamedTuple):
-    """A batch of requests on the host, one row each. Absent subjects are black."""
+    """Inputs of the encoders on the host, one row per prompt. Absent subjects are black."""
 
     input_ids: Int32[np.ndarray, "b n"]
     null_ids: Int32[np.ndarray, "b n"]  # tokens of the negative prompt
@@ -42,15 +45,15 @@ def make_inputs(
     max_length: int = MAX_TOKENS,
     needs_subjects: bool = True,
 ) -> SamplingInputs:
-    """Tokenizes prompts and loads their photographs.
+    """Tokenizes prompts and loads their photographs. Warns of words beyond the 77 tokens.
 
     Args:
         tokenizer: A CLIP tokenizer.
         prompts: Prompts with a marker for each subject.
-        references: The photographs of each prompt, in the order of its markers.
-        negative_prompts: What the pictures should not show, without markers.
+        references: Photographs of each prompt, in the order of its markers.
+        negative_prompts: Prompts to guide away from, without markers.
         subject_resolution: Side of the subjects' pixels.
-        max_length: Tokens that the text encoder takes, at most 77.
+        max_length: Number of tokens that the text encoder takes, at most 77.
         needs_subjects: Whether a prompt without subjects is an error. If not, photographs may
             also be left out.
 
@@ -58,9 +61,9 @@ def make_inputs(
         PromptError: A prompt cannot be used, or does not fit its photographs.
         PhotographError: A photograph cannot be used.
     """
-    if type(subject_resolution) is not int or not 2 <= subject_resolution <= MAX_OBJECT_RESOLUTION:
+    if not 2 <= subject_resolution <= MAX_SUBJECT_RESOLUTION:
         raise InputError(
-            f"subject_resolution is {subject_resolution!r}, expected 2..{MAX_OBJECT_RESOLUTION}"
+            f"subject_resolution is {subject_resolution!r}, expected 2..{MAX_SUBJECT_RESOLUTION}"
         )
     captions = []
     for prompt, photographs in zip(prompts, references, strict=True):
@@ -74,29 +77,33 @@ def make_inputs(
         raise PromptError(
             f"the text encoder takes {max_length} tokens, expected {MAX_TOKENS} as CLIP's does"
         )
-
-    # One photograph may stand for the same person in many prompts.
-    loaded: dict[str, np.ndarray] = {}
-
-    def pixels(source: Photograph) -> np.ndarray:
-        if not isinstance(source, str):
-            return subject_pixels(load_photograph(source), subject_resolution)
-        if source not in loaded:
-            loaded[source] = subject_pixels(load_photograph(source), subject_resolution)
-        return loaded[source]
-
-    size = (len(captions), MAX_SUBJECTS, subject_resolution, subject_resolution, 3)
-    subjects = np.zeros(size, np.float32)
-    for row, photographs in zip(subjects, references, strict=True):
-        for slot, photograph in zip(row, photographs, strict=False):
-            slot[:] = pixels(photograph)
     return SamplingInputs(
         np.stack([caption.input_ids for caption in captions]),
         np.stack([caption.input_ids for caption in negatives]),
-        subjects,
+        _load_subjects(references, subject_resolution),
         np.stack([caption.subject_token_index for caption in captions]),
         np.stack([caption.has_subject for caption in captions]),
     )
+
+
+def _load_subjects(
+    references: Sequence[Sequence[Photograph]], resolution: int
+) -> Float32[np.ndarray, "b s r r 3"]:
+    loaded: dict[str, np.ndarray] = {}  # one photograph may serve many prompts
+
+    def pixels(source: Photograph) -> np.ndarray:
+        if not isinstance(source, str):
+            return subject_pixels(load_photograph(source), resolution)
+        if source not in loaded:
+            loaded[source] = subject_pixels(load_photograph(source), resolution)
+        return loaded[source]
+
+    shape = (len(references), MAX_SUBJECTS, resolution, resolution, 3)
+    subjects = np.zeros(shape, np.float32)
+    for row, photographs in zip(subjects, references, strict=True):
+        for slot, photograph in zip(row, photographs, strict=False):
+            slot[:] = pixels(photograph)
+    return subjects
 
 
 def _tokenize(tokenizer: Tokenizer, prompt: str, name: str) -> Caption:

@@ -1,16 +1,16 @@
-"""Face-diffuser as users call it: from checkpoints, prompts and photographs to pictures."""
+"""The pipeline as users call it: from checkpoints, prompts and photographs to images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, SupportsFloat, SupportsIndex, get_args
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from fd_jax import sharding
@@ -20,49 +20,41 @@ from fd_jax.checkpoints.flat_file import SDM_PARTS
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.sources import find_sources, load_models, read_sizes
 from fd_jax.data.captions import Tokenizer, load_tokenizer
-from fd_jax.data.photographs import Photograph
+from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
 from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
-from fd_jax.inference.inputs import make_inputs
+from fd_jax.inference.inputs import SamplingInputs, make_inputs
+from fd_jax.inference.samples import Samples, join_samples, sampling_trace
 from fd_jax.networks import Networks, make_networks
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import as_dtype
-from fd_jax.sampling.generate import Trace
-from fd_jax.sampling.stages import SamplerConfig, Steps, make_steps
+from fd_jax.sampling.stages import Mode, SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
 
-OutputType = Literal["pil", "np", "latents"]
-Pictures = list[Image.Image] | np.ndarray
+MAX_SEED = 2**32 - 1
+_DEFAULTS = SamplerConfig()
 
 
-class SamplingTrace(NamedTuple):
-    """What the models did at each of n evaluations, for b pictures.
+class ImageKey(NamedTuple):
+    """The noise of an image, and the inputs it belongs to."""
 
-    Attributes:
-        steps: The table of the evaluations.
-        tdm_saliency: A distribution over pixels; NaN where the TDM was not evaluated.
-        sdm_saliency: The same of the SDM.
-        sdm_weight: Share of the SDM in the noise: in the fusion stage the mask.
-        x0: The latents that the noise predicts, for `FaceDiffuser.decode`.
-    """
-
-    steps: Steps
-    tdm_saliency: Float[np.ndarray, "n b h w"]
-    sdm_saliency: Float[np.ndarray, "n b h w"]
-    sdm_weight: Float[np.ndarray, "n b h w"]
-    x0: Float[np.ndarray, "n b h w 4"]
+    prompt: int  # row of the inputs
+    seed: int  # 0..2**32 - 1
+    number: int  # number of the image among those of its prompt and seed
 
 
 class FaceDiffuser:
-    """Makes pictures of given people from prompts.
+    """Samples images of given people from prompts.
 
     Attributes:
-        configs: Sizes of the networks.
+        tokenizer: CLIP tokenizer of the prompts.
+        architecture: Configs of the networks.
         schedule: Noise schedule of both models.
-        mesh: Devices. Pictures are divided over them, parameters are on all.
-        dtype: Of the computation.
-        left_behind: Names of tensors in the checkpoints that are no weights.
+        mesh: Devices. Batches are sharded over them, parameters are replicated.
+        dtype: Dtype of the computation.
+        ignored_tensors: Names of tensors in the checkpoints that are no weights.
+        compiled: Jitted functions over the parameters.
     """
 
     def __init__(
@@ -70,16 +62,18 @@ class FaceDiffuser:
         networks: Networks,
         params: ModelParams,
         tokenizer: Tokenizer,
-        configs: Architecture,
+        architecture: Architecture,
         schedule: ScheduleConfig,
         mesh: Mesh,
-        left_behind: Sequence[str] = (),
+        ignored_tensors: Sequence[str] = (),
     ):
-        self.tokenizer, self.configs, self.schedule = tokenizer, configs, schedule
-        self.mesh, self.left_behind, self.dtype = mesh, tuple(left_behind), networks.dtype
-        self.programs = CompiledSampler(
-            networks, params, mesh, prediction_type=schedule.prediction_type
-        )
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.schedule = schedule
+        self.mesh = mesh
+        self.dtype = networks.dtype
+        self.ignored_tensors = tuple(ignored_tensors)
+        self.compiled = CompiledSampler(networks, params, mesh, schedule)
 
     @classmethod
     def from_pretrained(
@@ -94,247 +88,278 @@ class FaceDiffuser:
         attention: AttentionKind = "auto",
         progress: bool = False,
     ) -> "FaceDiffuser":
-        """Reads checkpoints: the small models of the package if none are given.
+        """Reads checkpoints; without any, the small models of the package.
 
         Args:
-            sdm: The subject-augmented model: folder of a training run, of which the averaged
-                parameters are read, or the released one, its file or the folder with
-                `pytorch_model.bin` or `model.safetensors`. Gives text encoder, image encoder,
-                subject fusion and the UNet that makes persons.
-            tdm: The text-driven model, likewise. Gives the UNet that makes scenes.
+            sdm: Subject-augmented model: folder of a training run, whose EMA parameters are read,
+                or the released model's file or the folder with `pytorch_model.bin` or
+                `model.safetensors`. Gives text encoder, image encoder, subject fusion and the
+                UNet that makes persons.
+            tdm: Text-driven model, likewise. Gives the UNet that makes scenes.
             base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
-                noise schedule, and the sizes of UNet and text encoder. Needed unless the SDM is a
-                run, which has all of these but the tokenizer: then, as with a base without the
-                folder `tokenizer`, it is CLIP's own.
+                noise schedule, and the configs of UNet and text encoder. Needed unless the SDM is
+                a run, which has all of these but the tokenizer. Without a folder `tokenizer` the
+                tokenizer is CLIP's own.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
-                Gives its sizes. Needed unless the SDM is a run.
+                Gives its config. Needed unless the SDM is a run.
             dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
                 float32 on a CPU, else bfloat16.
             mesh: Devices, by default all of this process; see `fd_jax.sharding.make_mesh`.
-            attention: How attention is computed, see `fd_jax.attention`.
-            progress: Whether to show how far reading is.
+            attention: Implementation of attention, see `fd_jax.ops.attention`.
+            progress: Whether to show a progress bar of reading.
 
         Raises:
-            InputError: A config or weight is not what it should be, or one of the models is given
-                without the other; the message names it.
+            InputError: A config or weight cannot be used, or one of the models is given without
+                the other; the message names it.
             FileNotFoundError: The tokenizer lacks a file.
         """
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute_dtype = as_dtype(dtype)
         sources = find_sources(sdm, tdm, base, image_encoder)
-        configs, schedule = read_sizes(sources)
+        architecture, schedule = read_sizes(sources)
         own = None if sources.base is None else Path(sources.base, "tokenizer")
         tokenizer = load_tokenizer(TOKENIZER if own is None or not own.exists() else own)
         mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
-        networks = make_networks(configs, dtype=compute_dtype, attention=attention)
+        networks = make_networks(architecture, dtype=compute_dtype, attention=attention)
         abstract = {key: getattr(networks, key).abstract for key in SDM_PARTS}
         where = sharding.replicated(mesh)
         with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
             placement = Placement(compute_dtype, lambda path, shape: where, bar.update)
-            persons, scenes, vae, left = load_models(sources, abstract, placement)
+            sdm_params, tdm_unet, vae, ignored = load_models(sources, abstract, placement)
         params = ModelParams(
-            persons["text_encoder"],
-            persons["image_encoder"],
-            persons["subject_fusion"],
-            sdm=persons["unet"],
-            tdm=scenes,
+            text_encoder=sdm_params["text_encoder"],
+            image_encoder=sdm_params["image_encoder"],
+            subject_fusion=sdm_params["subject_fusion"],
+            sdm=sdm_params["unet"],
+            tdm=tdm_unet,
             vae=vae,
         )
-        return cls(networks, params, tokenizer, configs, schedule, mesh, left)
+        return cls(networks, params, tokenizer, architecture, schedule, mesh, ignored)
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
-        references: Photograph | Sequence[Photograph] | Sequence[Sequence[Photograph]] = (),
+        prompts: str | Iterable[str],
+        references: Photograph | Iterable[Photograph] | Iterable[Iterable[Photograph]] | None = (),
         *,
-        negative_prompt: str | Sequence[str] = "",
+        sampler: SamplerConfig = _DEFAULTS,
+        negative_prompt: str | Iterable[str] = "",
         num_images: SupportsIndex = 1,
-        num_steps: SupportsIndex = 50,
-        alpha: SupportsFloat = 0.3,
-        beta: SupportsFloat = 0.6,
-        fusion_start: SupportsIndex | None = None,
-        fusion_end: SupportsIndex | None = None,
-        guidance_scale: SupportsFloat = 5.0,
-        solver: str = "ddim",
-        seed: SupportsIndex | Sequence[SupportsIndex] = 0,
+        seed: SupportsIndex | Iterable[SupportsIndex] = 0,
         height: SupportsIndex | None = None,
         width: SupportsIndex | None = None,
         subject_resolution: SupportsIndex | None = None,
         latents: Float[Array | np.ndarray, "..."] | None = None,
-        output_type: OutputType | str = "pil",
-        mode: str = "snf",
-        sdm_weight: SupportsFloat = 0.5,
-        smoothing: str = "box",
         batch_size: SupportsIndex | None = None,
         progress: bool = False,
         trace: bool = False,
-    ) -> Pictures | tuple[Pictures, SamplingTrace]:
-        """Makes pictures.
+        **sampler_fields: Any,
+    ) -> Samples:
+        """Samples images of prompts.
 
-        Everything is checked before anything is computed. What changes only numbers (alpha, beta,
-        borders, guidance, seed, prompts, photographs, mode) compiles nothing new.
+        All arguments are checked before anything is computed. Numbers (alpha, beta, borders,
+        guidance, seeds), prompts, photographs and modes compile nothing new.
 
         Args:
             prompts: A prompt such as `a man <|image|> reading`, or several.
-            references: The photographs of the prompt, in the order of its markers: paths, PIL
+            references: Photographs of the prompt, in the order of its markers: paths, bytes, PIL
                 images or arrays. For several prompts a list of such lists.
-            negative_prompt: What the TDM is guided away from; one for all prompts or one each.
-            num_images: Pictures of each prompt.
-            num_steps: Steps of the solver.
-            alpha: Share of the steps after which the fusion stage begins.
-            beta: Share of the steps after which the subject stage begins.
-            fusion_start: First evaluation of the fusion stage, in place of alpha.
-            fusion_end: First evaluation of the subject stage, in place of beta.
-            guidance_scale: Of classifier-free guidance; 1 is none.
-            solver: `ddim`, `pndm` or `dpmsolver++`.
-            seed: 0..2**32 - 1; one for all prompts or one each. A picture follows from its seed,
-                its number among the pictures of its prompt, prompt and photographs: not from the
-                batch that it is in, nor from the devices.
-            height: In pixels; by default what the models were trained for.
-            width: In pixels.
-            subject_resolution: Side to which photographs are resized first; by default what the
-                image encoder takes, 224 of CLIP's. It resizes them again from any other.
-            latents: Noise to begin with in place of the seed's, one row per picture.
-            output_type: `pil`; `np`, [batch, height, width, 3] in 0..1; or `latents`.
-            mode: `snf`; for comparison `weighted`, `delayed`, `tdm` or `sdm`.
-            sdm_weight: The SDM's weight in mode `weighted`.
-            smoothing: Of the saliency, `box` or `gaussian`.
-            batch_size: Pictures made at a time, by default all. If fewer are wanted, the batch
-                is filled up, so that the program is the same.
-            progress: Whether to show how far sampling is; of several processes the first does.
-            trace: Whether to return too what happened at every evaluation.
+            sampler: Solver, stages and guidance.
+            negative_prompt: Prompt that the TDM is guided away from; one for all prompts, or one
+                each.
+            num_images: Number of images of each prompt.
+            seed: 0..2**32 - 1; one for all prompts, or one each. An image follows from its seed,
+                its number among the images of its prompt, the prompt and the photographs, not
+                from its batch or the devices.
+            height: Height of the images in pixels; by default that of the models' training.
+            width: Width of the images in pixels, likewise.
+            subject_resolution: Side to which photographs are resized first; by default that of
+                the image encoder, which resizes other sides again.
+            latents: Initial noise in place of the seed's, [b, h, w, 4], one row per image.
+            batch_size: Number of images sampled at a time, by default all. A smaller last batch
+                is filled up, so that nothing is compiled for it.
+            progress: Whether to show a progress bar; of several processes the first does.
+            trace: Whether to return a trace of all evaluations.
+            **sampler_fields: Fields of `SamplerConfig`, such as `num_steps=20`. They replace those
+                of `sampler`.
 
         Returns:
-            All pictures, those of the first prompt first; with `trace` also the trace.
+            All images, those of the first prompt first.
 
         Raises:
-            InputError: An argument is not what it should be; the message names it.
+            InputError: An argument cannot be used; the message names it.
         """
-        settings = SamplerConfig(
-            num_steps=validation.whole("num_steps", num_steps),
-            alpha=validation.number("alpha", alpha),
-            beta=validation.number("beta", beta),
-            fusion_start=None
-            if fusion_start is None
-            else validation.whole("fusion_start", fusion_start, 0),
-            fusion_end=None
-            if fusion_end is None
-            else validation.whole("fusion_end", fusion_end, 0),
-            guidance_scale=validation.number("guidance_scale", guidance_scale),
-            solver=solver,
-            mode=mode,
-            sdm_weight=validation.number("sdm_weight", sdm_weight),
-            smoothing=smoothing,
-        )
-        steps = make_steps(settings, self.schedule)
-        if output_type not in get_args(OutputType):
-            raise InputError(
-                f"output_type is {output_type!r}, expected one of {get_args(OutputType)}"
-            )
+        own_names = FaceDiffuser.__call__.__annotations__
+        sampler = validation.merge_sampler(sampler, sampler_fields, own_names)
+        make_steps(sampler, self.schedule)
         size = self.latent_size(height, width)
-        prompts, references = validation.as_lists(prompts, references)
-        count = len(prompts)
+        prompts, references = validation.prompts_and_references(prompts, references)
         num_images = validation.whole("num_images", num_images)
-        total = count * num_images
+        total = len(prompts) * num_images
         batch_size = total if batch_size is None else validation.whole("batch_size", batch_size)
-        requests = make_inputs(
-            self.tokenizer,
+        inputs = self.make_inputs(
             prompts,
             references,
-            validation.one_each("negative_prompt", negative_prompt, count),
-            subject_resolution=self.subject_size(subject_resolution),
-            max_length=self.configs.text_encoder.max_length,
-            needs_subjects=mode != "tdm",
+            validation.one_each("negative_prompt", negative_prompt, len(prompts)),
+            subject_resolution=subject_resolution,
+            mode=sampler.mode,
         )
         if latents is not None:
             latents = validation.check_latents(latents, (total, *size, 4))
         seeds = [
-            validation.whole("seed", seed, 0, 2**32 - 1)
-            for seed in validation.one_each("seed", seed, count)
+            validation.whole("seed", value, low=0, high=MAX_SEED)
+            for value in validation.one_each("seed", seed, len(prompts))
         ]
+        images = [
+            ImageKey(row, seed, number)
+            for row, seed in enumerate(seeds)
+            for number in range(num_images)
+        ]
+        parts = self.sample_batches(
+            inputs,
+            images,
+            sampler=sampler,
+            size=size,
+            batch_size=batch_size,
+            latents=latents,
+            progress=progress,
+            trace=trace,
+        )
+        return join_samples(list(parts), partial(self.decode, batch_size=batch_size))
 
-        # Whole batches, each a multiple of the devices, so that one program makes them all. What
-        # is too many repeats the last picture.
-        batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-        pictures = np.arange(-(-total // batch_size) * batch_size).clip(max=total - 1)
-        batches = pictures.reshape(-1, batch_size)
-        made, traces = [], []
-        evaluations = len(steps.stage) * len(batches)
+    def make_inputs(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[Photograph]],
+        negative_prompts: Sequence[str],
+        *,
+        subject_resolution: SupportsIndex | None = None,
+        mode: Mode = "snf",
+    ) -> SamplingInputs:
+        """Returns the inputs of prompts, a row each, for `sample_batches`. Raises InputError."""
+        return make_inputs(
+            self.tokenizer,
+            prompts,
+            references,
+            negative_prompts,
+            subject_resolution=self.subject_size(subject_resolution),
+            max_length=self.architecture.text_encoder.max_length,
+            needs_subjects=mode != "tdm",
+        )
+
+    def sample_batches(
+        self,
+        inputs: SamplingInputs,
+        images: Sequence[ImageKey],
+        *,
+        sampler: SamplerConfig,
+        size: tuple[int, int],
+        batch_size: int,
+        latents: Float[np.ndarray, "b h w 4"] | None = None,
+        progress: bool = False,
+        trace: bool = False,
+    ) -> Iterator[Samples]:
+        """Yields the samples of a batch at a time; memory does not grow with their number.
+
+        Args:
+            inputs: Inputs of the prompts.
+            images: The images to sample, in this order.
+            sampler: Solver, stages and guidance.
+            size: Height and width of the latents.
+            batch_size: Number of images in a batch, rounded up to a multiple of the devices.
+            latents: Initial noise in place of the seeds', one row per image.
+            progress: Whether to show a progress bar.
+            trace: Whether to return a trace of all evaluations.
+        """
+        steps = make_steps(sampler, self.schedule)
+        keys = np.array(images, np.int64).reshape(-1, len(ImageKey._fields))
+        prompt = keys[:, 0]
+        seeds = keys[:, 1].astype(np.uint32)
+        numbers = keys[:, 2].astype(np.int32)
+        batches = sharding.whole_batches(len(images), batch_size, self.mesh)
         is_silent = not progress or jax.process_index() != 0
         with tqdm(
-            desc="sampling", total=evaluations, unit=" evaluations", disable=is_silent
+            desc="sampling",
+            total=len(steps.stage) * len(batches),
+            unit=" evaluations",
+            disable=is_silent,
         ) as bar:
             for rows in batches:
-                prompt, number = np.divmod(rows, num_images)
-                batch = Batch(
-                    jax.tree.map(lambda column, prompt=prompt: column[prompt], requests),
-                    np.array(seeds, np.uint32)[prompt],
-                    number.astype(np.int32),
-                    None if latents is None else latents[rows],
-                )
-                x, seen = self.programs.generate(
-                    *(batch, steps, settings.guidance_scale, size, bar),
-                    in_parts=progress,
-                    smoothing=settings.smoothing,
+                x, seen = self.compiled.generate(
+                    Batch(
+                        jax.tree.map(lambda column, rows=rows: column[prompt[rows]], inputs),
+                        seeds[rows],
+                        numbers[rows],
+                        None if latents is None else latents[rows],
+                    ),
+                    steps,
+                    sampler.guidance_scale,
+                    size,
+                    smoothing=sampler.smoothing,
                     trace=trace,
+                    on_progress=bar.update if progress else None,
                 )
-                finished = x if output_type == "latents" else self.programs.decode(x)
-                made.append(sharding.fetch(finished))
-                traces.append(seen)
-        result = np.concatenate(made)[:total]
-        if not np.isfinite(result).all():
-            broken = np.flatnonzero(~np.isfinite(result).all(axis=(1, 2, 3)))
-            raise FloatingPointError(f"pictures {broken.tolist()} have values that are not finite")
-        if output_type == "pil":
-            result = [Image.fromarray(picture) for picture in to_uint8(result)]
-        return (result, _join(traces, steps, total)) if trace else result
+                count = min(len(rows), len(images) - int(rows[0]))
+                yield Samples(
+                    sharding.fetch(x)[:count],
+                    partial(self.decode, batch_size=batch_size),
+                    None if seen is None else sampling_trace(seen, steps, count),
+                )
 
-    def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
-        """Returns the images, in 0..1, of scaled latents."""
-        count = len(latents)
-        padded = np.arange(-(-count // self.mesh.size) * self.mesh.size).clip(max=count - 1)
-        latents = np.asarray(latents, np.float32)[padded]
-        on_mesh = sharding.put(latents, sharding.batched(self.mesh))
-        return sharding.fetch(self.programs.decode(on_mesh))[:count]
+    def decode(
+        self, latents: Float[np.ndarray, "b h w 4"], *, batch_size: int | None = None
+    ) -> Float[np.ndarray, "b h2 w2 3"]:
+        """Returns the images of scaled latents, [b, H, W, 3] float32 in [0, 1].
+
+        Args:
+            latents: Scaled latents.
+            batch_size: Number of images decoded at a time, by default all.
+        """
+        latents = np.asarray(latents, np.float32)
+        batches = sharding.whole_batches(len(latents), batch_size or len(latents), self.mesh)
+        pixels = [self.compiled.decode(latents[rows]) for rows in batches]
+        return np.concatenate(pixels)[: len(latents)]
+
+    def embed(
+        self, photographs: Sequence[Photograph], *, batch_size: int = 64
+    ) -> Float[np.ndarray, "b d"]:
+        """Returns the image encoder's embeddings of photographs, [b, d] float32.
+
+        Args:
+            photographs: Paths, bytes, PIL images or arrays.
+            batch_size: Number of photographs encoded at a time.
+
+        Raises:
+            InputError: A photograph cannot be used.
+        """
+        photographs = validation.as_list("photographs", photographs, "photographs")
+        if not photographs:
+            raise InputError("there are no photographs, expected at least one")
+        side = self.architecture.image_encoder.image_size
+        embeds = []
+        for rows in sharding.whole_batches(len(photographs), batch_size, self.mesh):
+            count = min(len(rows), len(photographs) - int(rows[0]))
+            chosen = [load_photograph(photographs[i]) for i in rows[:count]]
+            pixels = np.stack([subject_pixels(photograph, side) for photograph in chosen])
+            embeds.append(self.compiled.embed(pixels[rows - rows[0]])[:count])
+        return np.concatenate(embeds)
 
     def latent_size(
         self, height: SupportsIndex | None, width: SupportsIndex | None
     ) -> tuple[int, int]:
-        """Returns height and width of the latents of a picture. Raises InputError."""
-        scale = self.configs.vae.downscale
-        unit = scale * self.configs.unet.downscale
+        """Returns height and width of an image's latents. Raises InputError."""
+        scale = self.architecture.vae.downscale
+        unit = scale * self.architecture.unet.downscale
         size = []
         for name, pixels in (("height", height), ("width", width)):
-            pixels = self.configs.unet.sample_size * scale if pixels is None else pixels
+            pixels = self.architecture.unet.sample_size * scale if pixels is None else pixels
             if validation.whole(name, pixels) % unit:
                 raise InputError(f"{name} is {pixels}, expected a multiple of {unit}")
             size.append(int(pixels) // scale)
         return size[0], size[1]
 
     def subject_size(self, subject_resolution: SupportsIndex | None) -> int:
-        """Returns the side of photographs as the networks get them. Raises InputError."""
+        """Returns the side of the subjects' pixels. Raises InputError."""
         if subject_resolution is None:
-            return self.configs.image_encoder.image_size
+            return self.architecture.image_encoder.image_size
         return validation.whole("subject_resolution", subject_resolution)
-
-
-def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-    """Returns images in 0..1 as 256 levels."""
-    return np.round(images * 255).astype(np.uint8)
-
-
-def _join(traces: list[Trace], steps: Steps, total: int) -> SamplingTrace:
-    """Joins the traces of batches, and blanks what was not evaluated."""
-    trace = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, :total], *traces)
-
-    def blank(saliency: np.ndarray, is_used: np.ndarray) -> np.ndarray:
-        return np.where(is_used[:, None, None, None], saliency, np.nan)
-
-    return SamplingTrace(
-        steps,
-        blank(trace.tdm_saliency, steps.use_tdm),
-        blank(trace.sdm_saliency, steps.use_sdm),
-        trace.sdm_weight,
-        trace.x0,
-    )

@@ -28,7 +28,7 @@ _JSON_TYPES = {
 _MAX_NAME = 255  # bytes, on nearly all file systems
 
 
-class RequestError(InputError):
+class PromptFileError(InputError):
     """A prompt file, or a line of it, that cannot be used."""
 
 
@@ -74,14 +74,14 @@ def read_prompt_file(
         traces: Whether each picture's trace needs a name of its own, too.
 
     Raises:
-        RequestError: The file is missing or cannot be read.
+        PromptFileError: The file is missing or cannot be read.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
-        raise RequestError(f"prompt file {path} cannot be read: {problem}") from error
+        raise PromptFileError(f"prompt file {path} cannot be read: {problem}") from error
 
     is_file = functools.cache(os.path.isfile)  # a few photographs may serve many prompts
     requests, bad_lines, line_of_name = [], [], {}
@@ -93,7 +93,7 @@ def read_prompt_file(
             request = _request(line, _decode(text), path.parent, is_file)
             names = {"output": request.output} | ({"trace": request.trace} if traces else {})
             claimed = [_claim(kind, name, line_of_name) for kind, name in names.items()]
-        except RequestError as error:
+        except PromptFileError as error:
             bad_lines.append(BadLine(line, str(error)))
         else:
             line_of_name |= dict.fromkeys(claimed, line)
@@ -105,17 +105,19 @@ def _decode(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text.decode(), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise RequestError(f"not valid UTF-8 at byte {error.start + 1} of the object") from error
+        raise PromptFileError(f"not valid UTF-8 at byte {error.start + 1} of the object") from error
     except json.JSONDecodeError as error:
-        raise RequestError(f"not valid JSON: {error.msg} at character {error.colno}") from error
+        raise PromptFileError(f"not valid JSON: {error.msg} at character {error.colno}") from error
     except RecursionError as error:
-        raise RequestError("lists or objects nested too deep, expected one object") from error
-    except RequestError:
+        raise PromptFileError("lists or objects nested too deep, expected one object") from error
+    except PromptFileError:
         raise
     except ValueError as error:  # a number of thousands of digits
-        raise RequestError(f"cannot be read: {error}") from error
+        raise PromptFileError(f"cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise RequestError(f"{_kind(found)}, expected an object with the keys {', '.join(_KEYS)}")
+        raise PromptFileError(
+            f"{_kind(found)}, expected an object with the keys {', '.join(_KEYS)}"
+        )
     return found
 
 
@@ -123,7 +125,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = {}
     for key, value in pairs:
         if key in found:
-            raise RequestError(f"key {key!r:.80} appears more than once")
+            raise PromptFileError(f"key {key!r:.80} appears more than once")
         found[key] = value
     return found
 
@@ -133,34 +135,34 @@ def _request(
 ) -> PromptLine:
     for key in found:
         if key not in _KEYS:
-            raise RequestError(f"unknown key {key!r:.80}, known are {', '.join(_KEYS)}")
+            raise PromptFileError(f"unknown key {key!r:.80}, known are {', '.join(_KEYS)}")
     if "prompt" not in found:
-        raise RequestError("there is no prompt")
+        raise PromptFileError("there is no prompt")
     prompt = _text(found, "prompt")
     negative_prompt = _text(found, "negative_prompt", default="")
     if SUBJECT_MARKER in negative_prompt:
-        raise RequestError(f"negative_prompt has a marker {SUBJECT_MARKER}, expected none")
+        raise PromptFileError(f"negative_prompt has a marker {SUBJECT_MARKER}, expected none")
 
     names = found.get("references", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RequestError(f"references is {_kind(names)}, expected a list of strings")
+        raise PromptFileError(f"references is {_kind(names)}, expected a list of strings")
     markers = prompt.count(SUBJECT_MARKER)
     if markers != len(names):
-        raise RequestError(
+        raise PromptFileError(
             f"{markers} markers {SUBJECT_MARKER} in the prompt and {len(names)} references, "
             "expected as many of each"
         )
     if markers > MAX_SUBJECTS:
-        raise RequestError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
+        raise PromptFileError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
     references = tuple(folder / name for name in names)
     for reference in references:
         if not is_file(reference):
-            raise RequestError(f"reference {str(reference)!r} does not exist or is no file")
+            raise PromptFileError(f"reference {str(reference)!r} does not exist or is no file")
 
     seed = found.get("seed")
     if "seed" in found and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         got = seed if type(seed) is int else _kind(seed)
-        raise RequestError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
+        raise PromptFileError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
     output = _file_name(_text(found, "output", default=f"{line:06d}"))
     return PromptLine(line, prompt, references, seed, output, negative_prompt)
 
@@ -168,17 +170,17 @@ def _request(
 def _text(found: dict[str, Any], key: str, default: str = "") -> str:
     text = found.get(key, default)
     if not isinstance(text, str):
-        raise RequestError(f"{key} is {_kind(text)}, expected a string")
+        raise PromptFileError(f"{key} is {_kind(text)}, expected a string")
     if surrogate := re.search("[\ud800-\udfff]", text):  # JSON can escape what is no character
-        raise RequestError(f"{key} is not valid text: {surrogate[0]!r}")
+        raise PromptFileError(f"{key} is not valid text: {surrogate[0]!r}")
     return text
 
 
 def _file_name(name: str) -> str:
     if not name or name.lower() == ".png":
-        raise RequestError(f"output is {name!r}, expected a file name")
+        raise PromptFileError(f"output is {name!r}, expected a file name")
     if ".." in name or re.search(r"[/\\\x00-\x1f\x7f]", name):
-        raise RequestError(
+        raise PromptFileError(
             f"output is {name!r:.80}, expected a plain file name, without folder, .. or control "
             "characters"
         )
@@ -188,11 +190,11 @@ def _file_name(name: str) -> str:
 def _claim(kind: str, name: str, line_of_name: dict[str, int]) -> str:
     """Returns what stands for a file's name, which no line before has taken."""
     if (size := len(name.encode())) > _MAX_NAME:
-        raise RequestError(f"{kind} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
+        raise PromptFileError(f"{kind} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
     # macOS and Windows take names for one that differ in case or in how accents are coded.
     key = unicodedata.normalize("NFC", name.casefold())
     if key in line_of_name:
-        raise RequestError(f"{kind} {name!r} is that of line {line_of_name[key]} already")
+        raise PromptFileError(f"{kind} {name!r} is that of line {line_of_name[key]} already")
     return key
 
 

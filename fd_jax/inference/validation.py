@@ -1,48 +1,77 @@
-"""Checks of what callers pass: any kind of number, one value or one each, as the code needs it."""
+"""Checks of the arguments that callers of the pipeline pass: numbers, lists, arrays."""
 
+import dataclasses
 import operator
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fd_jax.data.photographs import Photograph
+from fd_jax.config import nearest
+from fd_jax.data.photographs import is_photograph
 from fd_jax.errors import InputError
+from fd_jax.sampling.stages import NULL, SamplerConfig, make_steps
+from fd_jax.schedule import ScheduleConfig
 
 
-def as_lists(prompts: Any, references: Any) -> tuple[list[str], list[list[Photograph]]]:
-    """Returns one prompt or several, with their photographs, as lists. Raises InputError."""
-    kinds = (str, os.PathLike, Image.Image, np.ndarray)
+def prompts_and_references(prompts: Any, references: Any) -> tuple[list[str], list[list[Any]]]:
+    """Returns one prompt or several, with the photographs of each, as lists.
+
+    Raises:
+        InputError: A prompt is no string, or there is not a list of photographs for each prompt.
+    """
     if isinstance(prompts, str):
-        prompts = [prompts]
-        references = [[references] if isinstance(references, kinds) else references or []]
-    elif len(references) == 0:
-        references = [[] for _ in prompts]
+        is_one = references is not None and is_photograph(references)
+        return [prompts], [
+            [references] if is_one else as_list("references", references, "photographs")
+        ]
+    prompts = as_list("prompts", prompts, "strings")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {i} is {described(prompt)}, expected a string")
     if not prompts:
         raise InputError("there are no prompts, expected at least one")
-    if isinstance(references, kinds) or len(references) != len(prompts):
-        found = type(references).__name__ if isinstance(references, kinds) else len(references)
+    if references is not None and is_photograph(references):
         raise InputError(
-            f"references for {len(prompts)} prompts are {found}, expected {len(prompts)} lists"
+            f"references for {len(prompts)} prompts are {described(references)}, expected "
+            f"{len(prompts)} lists"
+        )
+    references = as_list("references", references, "lists of photographs")
+    if not references:
+        return prompts, [[] for _ in prompts]
+    if len(references) != len(prompts):
+        raise InputError(
+            f"references for {len(prompts)} prompts are {len(references)}, expected "
+            f"{len(prompts)} lists"
         )
     for photographs in references:
-        if isinstance(photographs, kinds):
+        if is_photograph(photographs):
             raise InputError(
-                f"references of a prompt are a {type(photographs).__name__}, expected a list of "
+                f"references of a prompt are {described(photographs)}, expected a list of "
                 "photographs for each prompt"
             )
-    return list(prompts), [list(photographs) for photographs in references]
+    return prompts, [as_list("references of a prompt", row, "photographs") for row in references]
 
 
-def one_each(name: str, value: Any, count: int) -> list:
+def one_each(name: str, value: Any, count: int) -> list[Any]:
     """Returns `count` values, from as many or from one for all. Raises InputError."""
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-        if len(value) != count:
-            raise InputError(f"{name} has {len(value)} values, expected one or {count}")
-        return list(value)
-    return [value] * count
+    is_one = isinstance(value, str | bytes) or getattr(value, "ndim", 1) == 0
+    if is_one or not isinstance(value, Iterable):
+        return [value] * count
+    values = as_list(name, value, "values")
+    if len(values) != count:
+        raise InputError(f"{name} has {len(values)} values, expected one or {count}")
+    return values
+
+
+def as_list(name: str, values: Any, items: str) -> list[Any]:
+    """Returns the items of anything that has them in order; None has none. Raises InputError."""
+    if values is None:
+        return []
+    has_no_order = isinstance(values, Mapping | Set | str | bytes | bytearray)
+    if has_no_order or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise InputError(f"{name} is {described(values)}, expected a list of {items}")
+    return list(values)
 
 
 def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
@@ -52,26 +81,87 @@ def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):
-        expected = f"from {low} up" if high is None else f"in {low}..{high}"
-        raise InputError(f"{name} is {value!r}, expected a whole number {expected}")
+        expected = f"{low} or more" if high is None else f"in {low}..{high}"
+        raise InputError(f"{name} is {value!r:.80}, expected a whole number {expected}")
     return number
 
 
-def number(name: str, value: Any) -> float:
-    """Returns a number of any type as a float. Raises InputError."""
-    if isinstance(value, bool | str):
-        raise InputError(f"{name} is {value!r}, expected a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}, expected a number") from None
+def merge_sampler(
+    sampler: Any, fields: Mapping[str, Any], other_names: Iterable[str]
+) -> SamplerConfig:
+    """Returns the config with some of its fields replaced.
+
+    Args:
+        sampler: A `SamplerConfig`.
+        fields: New values by name.
+        other_names: Names of other arguments, to be suggested where a name is unknown.
+
+    Raises:
+        InputError: A name is unknown, or a value cannot be used.
+    """
+    if not isinstance(sampler, SamplerConfig):
+        raise InputError(f"sampler is {described(sampler)}, expected a SamplerConfig")
+    known = [field.name for field in dataclasses.fields(SamplerConfig)]
+    for name in fields:
+        if name not in known:
+            raise InputError(
+                f"unknown argument {name!r}, expected a field of SamplerConfig: {', '.join(known)}"
+                f"{nearest(name, [*known, *other_names])}"
+            )
+    return dataclasses.replace(sampler, **{name: plain(value) for name, value in fields.items()})
+
+
+def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references: bool) -> list[str]:
+    """Returns a message for each option that was given but changes no picture.
+
+    Args:
+        sampler: Options that differ from their default count as given.
+        negative_prompt: Whether there is a negative prompt.
+        references: Whether there are photographs.
+    """
+    steps = make_steps(sampler, ScheduleConfig())
+    is_blended = steps.use_tdm & steps.use_sdm
+    has_null = steps.use_tdm.any() or (steps.use_sdm & (steps.sdm_uncond == NULL)).any()
+    mode = sampler.mode
+    is_unused = {
+        "negative_prompt": negative_prompt and not (has_null and sampler.guidance_scale != 1),
+        "references": references and not steps.use_sdm.any(),
+        "sdm_weight": not (is_blended & ~steps.use_snf).any(),
+        "smoothing": not steps.use_snf.any(),
+        "alpha": sampler.fusion_start is not None or mode in ("tdm", "sdm"),
+        "fusion_start": mode in ("tdm", "sdm"),
+        "beta": sampler.fusion_end is not None or mode in ("tdm", "sdm", "delayed"),
+        "fusion_end": mode in ("tdm", "sdm", "delayed"),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplerConfig)}
+    return [
+        f"{name} has no effect in mode {mode} with the other options as they are"
+        for name, unused in is_unused.items()
+        if unused and (name not in defaults or getattr(sampler, name) != defaults[name])
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of NumPy or JAX as Python's, anything else as it is."""
+    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_scalar else value
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Returns finite latents of this shape. Raises InputError."""
-    latents = np.asarray(latents, np.float32)
+    try:
+        latents = np.asarray(latents, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"latents are no array of numbers: {error}") from error
     if latents.shape != shape:
         raise InputError(f"latents have shape {latents.shape}, expected {shape}")
     if not np.isfinite(latents).all():
         raise InputError("latents have values that are NaN or infinite")
     return latents
+
+
+def described(value: Any) -> str:
+    """Returns the type of a value for a message, with its shape if it has one."""
+    name = type(value).__name__
+    shape = getattr(value, "shape", None)
+    return f"a {name} of shape {shape}" if shape is not None else f"a {name}"

@@ -54,7 +54,7 @@ class SolverState(NamedTuple):
 
 
 def init_state(x: Float[Array, "b h w c"]) -> SolverState:
-    """The state before the first row, from noise of standard deviation 1."""
+    """Returns the state before the first row, from noise of standard deviation 1."""
     x = x.astype(jnp.float32)
     return SolverState(x, x, jnp.zeros((3, *x.shape), jnp.float32))
 
@@ -84,7 +84,7 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
 def v_to_eps(
     x: Float[Array, "b h w c"], v: Float[Array, "b h w c"], row: SolverRows
 ) -> Float[Array, "b h w c"]:
-    """The noise that v = alpha * eps - sigma * x_0 implies for `x` before this row.
+    """Returns the noise that v = alpha * eps - sigma * x_0 implies for `x` before this row.
 
     Appendix D of arXiv:2202.00512, with x = alpha * x_0 + sigma * eps.
     """
@@ -94,7 +94,7 @@ def v_to_eps(
 def predict_x0(
     x: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], row: SolverRows
 ) -> Latents:
-    """The clean latents that `eps` implies for `x` before this row."""
+    """Returns the clean latents that `eps` implies for `x` before this row."""
     return (x.astype(jnp.float32) - row.sigma * eps.astype(jnp.float32)) / row.alpha
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
+from fd_jax.config import Config
 from fd_jax.errors import InputError
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverRows, make_solver_rows
@@ -23,7 +23,7 @@ NULL, TEXT, AUGMENTED = range(3)  # the contexts: negative prompt, prompt, promp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Config):
     """Sampling in three stages: scene by the TDM, fusion of both models, subject by the SDM."""
 
     num_steps: int = 50
@@ -40,44 +40,30 @@ class SamplerConfig:
     final_step + 1."""
     guidance_scale: float = 5.0
     """Strength of classifier-free guidance; 1 is none."""
-    solver: Solver | str = "ddim"
+    solver: Solver = "ddim"
     """ddim; pndm as the released code runs it; dpmsolver++, which needs 20 steps or so."""
-    mode: Mode | str = "snf"
+    mode: Mode = "snf"
     """How the models share the work. snf: the three stages with saliency-adaptive noise fusion.
     For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the SDM alone,
     subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
     sdm_weight: float = 0.5
     """Weight of the SDM's noise in mode weighted."""
-    smoothing: Smoothing | str = "box"
+    smoothing: Smoothing = "box"
     """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
 
     def __post_init__(self):
-        for name, kinds in (("solver", Solver), ("mode", Mode), ("smoothing", Smoothing)):
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {get_args(kinds)}"
-                )
-        for name in ("num_steps", "fusion_start", "fusion_end"):
-            value = getattr(self, name)
-            if not (_is_a(Integral, value) or (value is None and name != "num_steps")):
-                raise InputError(f"{name} is {value!r}, expected a whole number")
-        for name in ("alpha", "beta", "guidance_scale", "sdm_weight"):
-            if not _is_a(Real, getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected a number")
-        if self.num_steps < 1:
-            raise InputError(f"num_steps is {self.num_steps}, expected at least 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # such as those of np.linspace
+                object.__setattr__(self, field.name, value.item())
+        super().__post_init__()
+        self.require("num_steps", 1)
+        self.require("guidance_scale", 0, float(np.finfo(np.float32).max))
+        self.require("sdm_weight", 0, 1)
         if not 0 <= self.alpha <= self.beta <= 1:
             raise InputError(
                 f"alpha is {self.alpha} and beta is {self.beta}, expected 0 <= alpha <= beta <= 1"
             )
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise InputError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
-        if not 0 <= self.sdm_weight <= 1:
-            raise InputError(f"sdm_weight is {self.sdm_weight}, expected 0..1")
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Steps(NamedTuple):

@@ -19,6 +19,7 @@ from fd_jax.inference.inputs import SamplingInputs, make_inputs
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
 from fd_jax.sampling.generate import initial_noise, sample
+from fd_jax.sampling.guidance import as_eps, guided, no_model
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
@@ -75,7 +76,7 @@ class Preview:
             mode="tdm" if kind == "tdm" else "delayed",
         )
         self._steps = make_steps(settings, schedule)
-        self._prediction_type = schedule.prediction_type
+        self._schedule = schedule
         keys = jax.vmap(jax.random.key)(jnp.arange(len(config.prompts), dtype=jnp.uint32))
         self._noise = np.asarray(initial_noise(keys, *size))
         self._make = jax.jit(self._pictures, out_shardings=sharding.replicated(mesh))
@@ -102,17 +103,10 @@ class Preview:
             subjects = embed_subjects(encoder, requests.subject_pixels)
             augmented = fusion(text, subjects, requests.subject_token_index, requests.has_subject)
         contexts = jnp.stack([encode(requests.null_ids), text, augmented])
-        unet = networks.unet.bind(model["unet"])
-
-        def absent(x: Latents, t: Array, context: Array) -> Latents:
-            return jnp.zeros_like(x)
-
-        models = (unet, absent) if self._kind == "tdm" else (absent, unet)
-        scale = jnp.float32(self.config.guidance_scale)
-        state, _ = sample(
-            *(*models, init_state(noise), contexts, scale, self._steps),
-            prediction_type=self._prediction_type,
-        )
+        unet = as_eps(networks.unet.bind(model["unet"]), self._schedule)
+        unet = guided(unet, jnp.float32(self.config.guidance_scale))
+        tdm, sdm = (unet, no_model) if self._kind == "tdm" else (no_model, unet)
+        state, _ = sample(tdm, sdm, init_state(noise), contexts, self._steps)
         return jax.lax.map(networks.vae.bind(model["vae"]).decode, state.x[:, None])[:, 0]
 
 

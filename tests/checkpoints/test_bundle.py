@@ -56,7 +56,7 @@ def test_a_bundle_samples_as_its_runs(bundle, pair, people):
     assert found.left_behind == ()
     prompt = "a man <|image|> and a woman <|image|> in the snow"
     pictures = [
-        pipe(prompt, people[:2], num_steps=4, alpha=0.25, beta=0.75, output_type="np")
+        pipe(prompt, people[:2], num_steps=4, alpha=0.25, beta=0.75).pixels
         for pipe in (found, expected)
     ]
     np.testing.assert_array_equal(*pictures)

@@ -1,21 +1,23 @@
 """The pipeline as users call it, on tiny untrained networks."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from PIL import Image
 
-from fd_jax import FaceDiffuser, assets, sharding
+from fd_jax import FaceDiffuser, SamplerConfig, assets, sharding
 from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.errors import InputError
 from fd_jax.files import read_json, write_json
-from fd_jax.inference.pipeline import to_uint8
+from fd_jax.images.pixels import to_uint8
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from tests.conftest import TINY
@@ -31,8 +33,12 @@ FAST = {
     "alpha": 0.25,
     "beta": 0.75,
     "subject_resolution": 28,
-    "output_type": "np",
 }
+
+
+def pixels(pipe, *args, **options):
+    """The images as an array."""
+    return pipe(*args, **options).pixels
 
 
 @pytest.fixture(scope="module")
@@ -41,63 +47,130 @@ def wide_pipe(checkpoints):
     return FaceDiffuser.from_pretrained(**checkpoints, mesh=sharding.make_mesh())
 
 
-def test_output_types(pipe, people):
-    options = FAST | {"num_images": 2}
-    images = pipe(ONE, people[:1], **options)
-    assert images.shape == (2, 16, 16, 3)
-    assert images.min() >= 0
-    assert images.max() <= 1
-    assert images.std() > 0.01
-    pictures = pipe(ONE, people[:1], **options | {"output_type": "pil"})
-    assert [picture.size for picture in pictures] == [(16, 16)] * 2
-    np.testing.assert_array_equal(np.stack([np.array(p) for p in pictures]), to_uint8(images))
-    latents = pipe(ONE, people[:1], **options | {"output_type": "latents"})
-    assert latents.shape == (2, 8, 8, 4)
-    np.testing.assert_allclose(pipe.decode(latents), images, atol=1e-5)
+def test_samples(pipe, people):
+    """They are a sequence of PIL images, with the numbers that these are made of."""
+    samples = pipe(ONE, people[:1], num_images=2, **FAST)
+    assert len(samples) == 2
+    assert samples.latents.shape == (2, 8, 8, 4)
+    assert samples.pixels.shape == (2, 16, 16, 3)
+    assert samples.pixels.dtype == samples.latents.dtype == np.float32
+    assert samples.pixels.min() >= 0
+    assert samples.pixels.max() <= 1
+    assert samples.pixels.std() > 0.01
+    assert samples.trace is None
+    first, second = samples
+    assert [image.size for image in (first, samples[-1])] == [(16, 16)] * 2
+    np.testing.assert_array_equal(np.stack([first, second]), to_uint8(samples.pixels))
+    np.testing.assert_array_equal(samples[1:][0], second)
+    with pytest.raises(IndexError):
+        samples[2]
+    np.testing.assert_allclose(pipe.decode(samples.latents), samples.pixels, atol=1e-5)
+    [picture] = pipe(ONE, people[:1], **FAST)
+    assert np.abs(np.array(picture).astype(int) - first).max() <= 1
+
+
+def test_samples_are_decoded_once_when_looked_at(pipe, people, monkeypatch):
+    calls = []
+    decode = pipe.compiled.decode
+    monkeypatch.setattr(pipe.compiled, "decode", lambda x: calls.append(len(x)) or decode(x))
+    samples = pipe(ONE, people[:1], num_images=2, **FAST)
+    assert samples.latents is not None
+    assert calls == []
+    for image in samples:
+        assert image.size == (16, 16)
+    assert samples.pixels.shape == (2, 16, 16, 3)
+    assert calls == [1, 1]  # in batches as they were sampled
+
+
+def test_images_that_are_not_finite_are_named_when_looked_at(pipe, people):
+    samples = pipe(ONE, people[:1], num_images=3, **FAST)
+    samples.latents[1] = np.nan
+    assert samples.is_finite.tolist() == [True, False, True]
+    assert samples[0].size == samples[2].size == (16, 16)
+    for look in (lambda: samples[1], lambda: samples.pixels, lambda: list(samples)):
+        with pytest.raises(InputError, match="image 1 of 3 has values that are NaN or infinite"):
+            look()
+
+
+def test_the_sampler_and_its_fields(pipe, people):
+    """Fields by their own name replace those of the config, NumPy's numbers like Python's."""
+    sampler = SamplerConfig(num_steps=4, alpha=0.25, beta=0.75)
+    options = {"batch_size": 1, "subject_resolution": 28}
+    expected = pixels(pipe, ONE, people[:1], **FAST)
+    found = pixels(pipe, ONE, people[:1], sampler=sampler, **options)
+    np.testing.assert_array_equal(found, expected)
+    other = dataclasses.replace(sampler, num_steps=9, alpha=0.0)
+    changes = {"num_steps": np.int64(4), "alpha": np.float32(0.25)}
+    found = pixels(pipe, ONE, people[:1], sampler=other, **changes, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("num_step", "num_steps"), ("seeds", "seed"), ("object_resolution", "subject_resolution")],
+)
+def test_unknown_arguments_are_named_with_the_nearest(pipe, people, name, nearest):
+    with pytest.raises(InputError, match=f"'{name}'.*did you mean '{nearest}'"):
+        pipe(ONE, people[:1], **{name: 3})
+
+
+def test_embeddings_of_photographs(pipe, wide_pipe, people):
+    """They do not depend on their batch, nor on the devices."""
+    embeds = pipe.embed(people)
+    assert embeds.shape == (len(people), 12)
+    assert embeds.dtype == np.float32
+    for i, photograph in enumerate(people):
+        np.testing.assert_allclose(pipe.embed([photograph])[0], embeds[i], atol=1e-5)
+    np.testing.assert_allclose(wide_pipe.embed(people, batch_size=3), embeds, atol=1e-5)
+    assert np.abs(embeds[0] - embeds[1]).max() > 1e-4
 
 
 def test_references_from_path_image_or_array(pipe, people):
     sources = people[0], str(people[0]), Image.open(people[0]), np.array(Image.open(people[0]))
-    first, *others = (pipe(ONE, [source], **FAST) for source in sources)
+    first, *others = (pixels(pipe, ONE, [source], **FAST) for source in sources)
     for other in others:
         np.testing.assert_array_equal(first, other)
-    np.testing.assert_array_equal(first, pipe(ONE, people[0], **FAST))
-    assert np.abs(first - pipe(ONE, people[1:2], **FAST)).max() > 1e-4
+    np.testing.assert_array_equal(first, pixels(pipe, ONE, people[0], **FAST))
+    assert np.abs(first - pixels(pipe, ONE, people[1:2], **FAST)).max() > 1e-4
 
 
 def test_order_of_references_matters(pipe, people):
     a, b = people[:2]
-    assert np.abs(pipe(TWO, [a, b], **FAST) - pipe(TWO, [b, a], **FAST)).max() > 1e-4
+    assert (
+        np.abs(pixels(pipe, TWO, [a, b], **FAST) - pixels(pipe, TWO, [b, a], **FAST)).max() > 1e-4
+    )
 
 
 def test_a_picture_does_not_depend_on_its_batch(pipe, wide_pipe, people):
     """Nor on its place there, on how many subjects its neighbours have, or on the devices."""
     prompts, references, seeds = [ONE, FOUR, TWO], [people[:1], people, people[1:3]], [5, 6, 7]
     alone = [
-        pipe(prompt, photographs, seed=seed, num_images=2, **FAST)
+        pixels(pipe, prompt, photographs, seed=seed, num_images=2, **FAST)
         for prompt, photographs, seed in zip(prompts, references, seeds, strict=True)
     ]
 
     together = FAST | {"num_images": 2, "batch_size": 4}
     expected = np.concatenate(alone)
-    found = pipe(prompts, references, seed=seeds, **together)
+    found = pixels(pipe, prompts, references, seed=seeds, **together)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    over_devices = wide_pipe(prompts, references, seed=seeds, **together | {"batch_size": 6})
+    over_devices = pixels(
+        wide_pipe, prompts, references, seed=seeds, **together | {"batch_size": 6}
+    )
     np.testing.assert_allclose(over_devices, expected, atol=1e-4)
-    backwards = pipe(prompts[::-1], references[::-1], seed=seeds[::-1], **together)
+    backwards = pixels(pipe, prompts[::-1], references[::-1], seed=seeds[::-1], **together)
     np.testing.assert_allclose(backwards, np.concatenate(alone[::-1]), atol=1e-4)
 
 
 def test_pictures_of_a_prompt_differ_and_repeat(pipe, people):
-    three = pipe(ONE, people[:1], num_images=3, **FAST)
+    three = pixels(pipe, ONE, people[:1], num_images=3, **FAST)
     assert np.abs(three[0] - three[1]).max() > 1e-2
-    np.testing.assert_allclose(pipe(ONE, people[:1], **FAST), three[:1], atol=1e-5)
-    assert np.abs(pipe(ONE, people[:1], seed=1, **FAST) - three[:1]).max() > 1e-2
+    np.testing.assert_allclose(pixels(pipe, ONE, people[:1], **FAST), three[:1], atol=1e-5)
+    assert np.abs(pixels(pipe, ONE, people[:1], seed=1, **FAST) - three[:1]).max() > 1e-2
 
 
 def test_values_compile_nothing_new(checkpoints, people):
     pipe = FaceDiffuser.from_pretrained(**checkpoints, mesh=sharding.make_mesh(jax.devices()[:1]))
-    pipe(ONE, people[:1], **FAST)
+    pixels(pipe, ONE, people[:1], **FAST)
     compiled = []
 
     def listen(name: str, seconds: float, **_) -> None:
@@ -106,39 +179,39 @@ def test_values_compile_nothing_new(checkpoints, people):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        pipe(ONE, people[1:2], **FAST | {"alpha": 0.5, "beta": 0.5})
-        pipe(TWO, people[:2], seed=3, negative_prompt="blurry", **FAST)
-        pipe(ONE, people[:1], guidance_scale=1.5, fusion_start=0, fusion_end=4, **FAST)
-        pipe(ONE, people[:1], solver="dpmsolver++", **FAST)
+        pixels(pipe, ONE, people[1:2], **FAST | {"alpha": 0.5, "beta": 0.5})
+        pixels(pipe, TWO, people[:2], seed=3, negative_prompt="blurry", **FAST)
+        pixels(pipe, ONE, people[:1], guidance_scale=1.5, fusion_start=0, fusion_end=4, **FAST)
+        pixels(pipe, ONE, people[:1], solver="dpmsolver++", **FAST)
         for mode in ("weighted", "delayed", "tdm", "sdm"):
-            pipe(ONE, people[:1], mode=mode, **FAST)
+            pixels(pipe, ONE, people[:1], mode=mode, **FAST)
         assert compiled == []
-        pipe(ONE, people[:1], **FAST | {"num_steps": 5})
+        pixels(pipe, ONE, people[:1], **FAST | {"num_steps": 5})
         assert compiled  # so that the listener is known to hear
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_progress_gives_the_same_picture(pipe, people, capsys):
-    silent = pipe(ONE, people[:1], **FAST | {"num_steps": 7})
+    silent = pixels(pipe, ONE, people[:1], **FAST | {"num_steps": 7})
     assert capsys.readouterr().err == ""
-    shown = pipe(ONE, people[:1], progress=True, **FAST | {"num_steps": 7})
+    shown = pixels(pipe, ONE, people[:1], progress=True, **FAST | {"num_steps": 7})
     np.testing.assert_allclose(shown, silent, atol=1e-5)
     assert "7/7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (32, 8)])
 def test_sizes(pipe, people, height, width):
-    images = pipe(ONE, people[:1], height=height, width=width, **FAST)
+    images = pixels(pipe, ONE, people[:1], height=height, width=width, **FAST)
     assert images.shape == (1, height, width, 3)
 
 
 def test_latents_replace_the_seed(pipe, people):
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4), np.float32)
     options = FAST | {"num_images": 2, "latents": noise}
-    images = pipe(ONE, people[:1], seed=1, **options)
-    np.testing.assert_array_equal(images, pipe(ONE, people[:1], seed=2, **options))
-    swapped = pipe(ONE, people[:1], **options | {"latents": noise[::-1]})
+    images = pixels(pipe, ONE, people[:1], seed=1, **options)
+    np.testing.assert_array_equal(images, pixels(pipe, ONE, people[:1], seed=2, **options))
+    swapped = pixels(pipe, ONE, people[:1], **options | {"latents": noise[::-1]})
     np.testing.assert_allclose(swapped, images[::-1], atol=1e-5)
 
 
@@ -146,7 +219,7 @@ def test_modes(pipe, people):
     """The two models alone are the ends of the three stages."""
 
     def make(**options):
-        return pipe(ONE, people[:1], **FAST | options)
+        return pixels(pipe, ONE, people[:1], **FAST | options)
 
     np.testing.assert_array_equal(make(mode="tdm"), make(alpha=1.0, beta=1.0))
     np.testing.assert_array_equal(make(mode="sdm"), make(alpha=0.0, beta=0.0))
@@ -159,23 +232,27 @@ def test_modes(pipe, people):
 
 
 def test_the_tdm_needs_no_subjects(pipe, people):
-    plain = pipe("a man in the snow", mode="tdm", **FAST)
-    np.testing.assert_array_equal(plain, pipe(ONE, mode="tdm", **FAST))
-    np.testing.assert_array_equal(plain, pipe(ONE, people[:1], mode="tdm", **FAST))
+    plain = pixels(pipe, "a man in the snow", mode="tdm", **FAST)
+    np.testing.assert_array_equal(plain, pixels(pipe, ONE, mode="tdm", **FAST))
+    np.testing.assert_array_equal(plain, pixels(pipe, ONE, people[:1], mode="tdm", **FAST))
 
 
 def test_negative_prompt_reaches_the_tdm(pipe, people):
-    plain = pipe(ONE, people[:1], **FAST)
-    assert np.abs(plain - pipe(ONE, people[:1], negative_prompt="blurry", **FAST)).max() > 1e-4
+    plain = pixels(pipe, ONE, people[:1], **FAST)
+    assert (
+        np.abs(plain - pixels(pipe, ONE, people[:1], negative_prompt="blurry", **FAST)).max() > 1e-4
+    )
     sdm = FAST | {"mode": "sdm"}
     np.testing.assert_array_equal(
-        pipe(ONE, people[:1], **sdm), pipe(ONE, people[:1], negative_prompt="blurry", **sdm)
+        pixels(pipe, ONE, people[:1], **sdm),
+        pixels(pipe, ONE, people[:1], negative_prompt="blurry", **sdm),
     )
 
 
 def test_trace(wide_pipe, people):
     three = FAST | {"num_images": 3, "batch_size": 8}
-    images, trace = wide_pipe(ONE, people[:1], trace=True, **three)
+    samples = wide_pipe(ONE, people[:1], trace=True, **three)
+    images, trace = samples.pixels, samples.trace
     assert trace.x0.shape == (4, 3, 8, 8, 4)
     used = np.isfinite(trace.tdm_saliency).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(used, [True, True, True, False])
@@ -185,17 +262,17 @@ def test_trace(wide_pipe, people):
     assert set(np.unique(trace.sdm_weight)) == {0, 1}
     is_salient = trace.sdm_saliency[1:3] > trace.tdm_saliency[1:3]
     np.testing.assert_array_equal(trace.sdm_weight[1:3], is_salient)
-    np.testing.assert_allclose(images, wide_pipe(ONE, people[:1], **three), atol=1e-5)
+    np.testing.assert_allclose(images, pixels(wide_pipe, ONE, people[:1], **three), atol=1e-5)
 
 
 def test_bfloat16_is_close(checkpoints, pipe, people):
     mesh = sharding.make_mesh(jax.devices()[:1])
     half = FaceDiffuser.from_pretrained(**checkpoints, dtype="bfloat16", mesh=mesh)
-    kernel = half.programs.params.sdm["conv_in"]["kernel"]
+    kernel = half.compiled.params.sdm["conv_in"]["kernel"]
     assert kernel.dtype == "bfloat16"
     # One model alone: a pixel of the mask that flips is no rounding error.
-    options = FAST | {"mode": "sdm", "output_type": "latents"}
-    a, b = half(ONE, people[:1], **options), pipe(ONE, people[:1], **options)
+    options = FAST | {"mode": "sdm"}
+    a, b = (model(ONE, people[:1], **options).latents for model in (half, pipe))
     assert a.dtype == np.float32
     assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
@@ -215,9 +292,9 @@ BAD_ARGUMENTS = {
     "beta above 1": ((ONE, 1), {"beta": 1.5}, "beta is 1.5"),
     "borders reversed": ((ONE, 1), {"fusion_start": 3, "fusion_end": 1}, "fusion_start"),
     "border outside": ((ONE, 1), {"fusion_end": 99}, "fusion_end is 99"),
-    "unknown solver": ((ONE, 1), {"solver": "euler"}, "solver is 'euler', expected one of"),
-    "unknown mode": ((ONE, 1), {"mode": "both"}, "mode is 'both'"),
-    "unknown smoothing": ((ONE, 1), {"smoothing": "median"}, "smoothing is 'median'"),
+    "unknown solver": ((ONE, 1), {"solver": "euler"}, "euler"),
+    "unknown mode": ((ONE, 1), {"mode": "both"}, "both"),
+    "unknown smoothing": ((ONE, 1), {"smoothing": "median"}, "median"),
     "no steps": ((ONE, 1), {"num_steps": 0}, "num_steps is 0"),
     "too many steps": ((ONE, 1), {"num_steps": 2000}, "num_steps is 2000"),
     "height": ((ONE, 1), {"height": 18}, "height is 18, expected a multiple of 4"),
@@ -238,23 +315,24 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments_are_named_before_anything_runs(pipe, people, monkeypatch, case):
     (prompt, count), options, message = BAD_ARGUMENTS[case]
-    monkeypatch.setattr(pipe.programs, "generate", None)
-    with pytest.raises(InputError, match=message):
+    monkeypatch.setattr(pipe.compiled, "generate", None)
+    # The check of types in tests comes before that of `SamplerConfig`.
+    with pytest.raises((InputError, TypeCheckError), match=message):
         pipe(prompt, people[:count], **FAST | options)
 
 
 def test_references_of_several_prompts_are_lists(pipe, people):
     with pytest.raises(InputError, match="expected a list of photographs for each prompt"):
-        pipe([ONE, ONE], people[:2], **FAST)
+        pixels(pipe, [ONE, ONE], people[:2], **FAST)
     with pytest.raises(InputError, match="references for 2 prompts are 1, expected 2"):
-        pipe([ONE, ONE], [people[:1]], **FAST)
+        pixels(pipe, [ONE, ONE], [people[:1]], **FAST)
     with pytest.raises(InputError, match="no prompts"):
-        pipe([], [], **FAST)
+        pixels(pipe, [], [], **FAST)
 
 
 def test_lost_words_are_a_warning(pipe, people):
     with pytest.warns(UserWarning, match="lost is 'elephant'"):
-        pipe(ONE + " word" * 70 + " elephant", people[:1], **FAST)
+        pixels(pipe, ONE + " word" * 70 + " elephant", people[:1], **FAST)
 
 
 def copy(checkpoints, folder):
@@ -347,15 +425,19 @@ def runs(params, tmp_path_factory):
 def test_runs_need_nothing_beside_them(runs, pipe, people):
     mesh = sharding.make_mesh(jax.devices()[:1])
     trained = FaceDiffuser.from_pretrained(**runs, mesh=mesh)
-    assert trained.configs == TINY
-    np.testing.assert_array_equal(trained(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+    assert trained.architecture == TINY
+    np.testing.assert_array_equal(
+        pixels(trained, ONE, people[:1], **FAST), pixels(pipe, ONE, people[:1], **FAST)
+    )
 
 
 @pytest.mark.parametrize("kind", ["sdm", "tdm"])
 def test_runs_and_released_models_go_together(checkpoints, runs, pipe, people, kind):
     mesh = sharding.make_mesh(jax.devices()[:1])
     mixed = FaceDiffuser.from_pretrained(**checkpoints | {kind: runs[kind]}, mesh=mesh)
-    np.testing.assert_array_equal(mixed(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+    np.testing.assert_array_equal(
+        pixels(mixed, ONE, people[:1], **FAST), pixels(pipe, ONE, people[:1], **FAST)
+    )
 
 
 def test_a_run_is_cast_as_it_is_read(checkpoints, runs):
@@ -363,8 +445,8 @@ def test_a_run_is_cast_as_it_is_read(checkpoints, runs):
     half = FaceDiffuser.from_pretrained(**runs, dtype="bfloat16", mesh=mesh)
     expected = FaceDiffuser.from_pretrained(**checkpoints, dtype="bfloat16", mesh=mesh)
     for found, leaf in zip(
-        jax.tree.leaves(half.programs.params),
-        jax.tree.leaves(expected.programs.params),
+        jax.tree.leaves(half.compiled.params),
+        jax.tree.leaves(expected.compiled.params),
         strict=True,
     ):
         assert found.dtype == leaf.dtype
@@ -425,9 +507,9 @@ def test_runs_of_other_architectures_are_refused(checkpoints, runs, tmp_path):
 def test_without_paths_the_bundled_models_are_read(bundled_models, pair, people):
     mesh = sharding.make_mesh(jax.devices()[:1])
     pipe = FaceDiffuser.from_pretrained(mesh=mesh)
-    assert pipe.configs == TINY
-    expected = FaceDiffuser.from_pretrained(**pair, mesh=mesh)(ONE, people[:1], **FAST)
-    np.testing.assert_array_equal(pipe(ONE, people[:1], **FAST), expected)
+    assert pipe.architecture == TINY
+    expected = pixels(FaceDiffuser.from_pretrained(**pair, mesh=mesh), ONE, people[:1], **FAST)
+    np.testing.assert_array_equal(pixels(pipe, ONE, people[:1], **FAST), expected)
 
 
 @pytest.mark.parametrize("missing", [["sdm"], ["tdm"], ["sdm", "tdm"]])
@@ -452,16 +534,18 @@ def test_a_base_without_tokenizer_takes_that_of_clip(checkpoints, pipe, people, 
         FaceDiffuser.from_pretrained(**paths)
     shutil.rmtree(paths["base"] / "tokenizer")
     other = FaceDiffuser.from_pretrained(**paths, mesh=sharding.make_mesh(jax.devices()[:1]))
-    np.testing.assert_array_equal(other(ONE, people[:1], **FAST), pipe(ONE, people[:1], **FAST))
+    np.testing.assert_array_equal(
+        pixels(other, ONE, people[:1], **FAST), pixels(pipe, ONE, people[:1], **FAST)
+    )
 
 
 def test_photographs_have_the_size_that_the_image_encoder_takes(pipe, people):
     """So that they are resized once, unless told otherwise."""
     assert TINY.image_encoder.image_size == 28
     by_default = {key: value for key, value in FAST.items() if key != "subject_resolution"}
-    found = pipe(ONE, people[:1], **by_default)
-    np.testing.assert_array_equal(found, pipe(ONE, people[:1], **FAST))
-    other = pipe(ONE, people[:1], **FAST | {"subject_resolution": 224})
+    found = pixels(pipe, ONE, people[:1], **by_default)
+    np.testing.assert_array_equal(found, pixels(pipe, ONE, people[:1], **FAST))
+    other = pixels(pipe, ONE, people[:1], **FAST | {"subject_resolution": 224})
     assert np.abs(found - other).max() > 0
     assert Architecture().image_encoder.image_size == 224
 
@@ -479,7 +563,6 @@ def test_models_that_predict_v(params, pipe, people, tmp_path):
     }
     mesh = sharding.make_mesh(jax.devices()[:1])
     predicts_v = FaceDiffuser.from_pretrained(**paths, mesh=mesh)
-    options = FAST | {"output_type": "latents"}
-    images = predicts_v(ONE, people[:1], **options)
-    assert np.isfinite(images).all()
-    assert np.abs(images - pipe(ONE, people[:1], **options)).max() > 0.01
+    found, expected = (model(ONE, people[:1], **FAST).latents for model in (predicts_v, pipe))
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() > 0.01

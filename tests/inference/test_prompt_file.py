@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fd_jax.inference.prompt_file import BadLine, PromptLine, RequestError, read_prompt_file
+from fd_jax.inference.prompt_file import BadLine, PromptFileError, PromptLine, read_prompt_file
 
 
 @pytest.fixture
@@ -210,11 +210,11 @@ def test_a_bad_line_takes_no_name(read):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(RequestError, match=r"nowhere.jsonl cannot be read: No such file"):
+    with pytest.raises(PromptFileError, match=r"nowhere.jsonl cannot be read: No such file"):
         read_prompt_file(tmp_path / "nowhere.jsonl")
-    with pytest.raises(RequestError, match="cannot be read: Is a directory"):
+    with pytest.raises(PromptFileError, match="cannot be read: Is a directory"):
         read_prompt_file(tmp_path)
-    with pytest.raises(RequestError, match="cannot be read: embedded null byte"):
+    with pytest.raises(PromptFileError, match="cannot be read: embedded null byte"):
         read_prompt_file("a\0b")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fd_jax.sampling.generate import initial_noise, sample
+from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.solvers import init_state
 from fd_jax.sampling.stages import SamplerConfig, make_steps, pad_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
@@ -43,8 +44,10 @@ TDM, SDM = stand_in(0.7), stand_in(1.3)
 @functools.partial(
     fast_jit, static_argnames=("tdm", "sdm", "trace", "smoothing", "prediction_type")
 )
-def jitted(state, contexts, steps, *, tdm, sdm, **static):
-    return sample(tdm, sdm, state, contexts, GUIDANCE, steps, **static)
+def jitted(state, contexts, steps, *, tdm, sdm, prediction_type="epsilon", **static):
+    schedule = ScheduleConfig(prediction_type=prediction_type)
+    tdm, sdm = (guided(as_eps(model, schedule), GUIDANCE) for model in (tdm, sdm))
+    return sample(tdm, sdm, state, contexts, steps, **static)
 
 
 def run(steps, x=X, contexts=CONTEXTS, tdm=TDM, sdm=SDM, **static):
@@ -273,7 +276,8 @@ def test_numbers_compile_nothing():
     @fast_jit
     def run(steps, guidance):
         traces.append(steps)
-        return sample(TDM, SDM, init_state(X), CONTEXTS, guidance, steps)[0].x
+        tdm, sdm = (guided(as_eps(model, ScheduleConfig()), guidance) for model in (TDM, SDM))
+        return sample(tdm, sdm, init_state(X), CONTEXTS, steps)[0].x
 
     results = [
         run(steps_of(**settings), jnp.float32(guidance))

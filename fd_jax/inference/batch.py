@@ -1,0 +1,270 @@
+"""Samples the pictures of one prompt or of a prompt file, and writes them to a folder."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from fd_jax.data.captions import strip_markers
+from fd_jax.data.photographs import load_photograph
+from fd_jax.errors import OutputError
+from fd_jax.images.png import read_settings, setting_text, write_png
+from fd_jax.images.sheets import contact_sheet
+from fd_jax.inference.inputs import SamplingInputs
+from fd_jax.inference.pipeline import FaceDiffuser, ImageKey
+from fd_jax.inference.prompt_file import PromptLine, read_prompt_file
+from fd_jax.inference.writer import Picture, PictureWriter, readable
+from fd_jax.sharding import make_mesh
+
+SHEET = "contact_sheet.png"
+MAX_ON_SHEET = 64
+LoadPipeline = Callable[[jax.sharding.Mesh], FaceDiffuser]
+
+
+def sample_prompt(
+    load: LoadPipeline,
+    pictures: Sequence[Picture],
+    writer: PictureWriter,
+    *,
+    any_seed: bool = False,
+) -> int:
+    """Samples pictures of one prompt, over the devices of all processes.
+
+    Pictures that the same command has written before are kept.
+
+    Args:
+        load: Reads the models onto a mesh.
+        pictures: The pictures, which differ in their numbers alone.
+        writer: Writes them.
+        any_seed: Whether pictures that exist may be of another seed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: A file that exists is not a picture of this command, or the prompt cannot be
+            used.
+    """
+    sheet = writer.output.output / SHEET
+    missing = _missing(pictures, sheet, writer, any_seed)
+    is_first = jax.process_index() == 0
+    if not missing:
+        if is_first:
+            print(f"nothing to make: {len(pictures)} pictures exist in {_folder(writer)}")
+        return 0
+    photographs = [load_photograph(path) for path in missing[0].references]
+
+    pipe = load(make_mesh())
+    begin = time.perf_counter()
+    batches = pipe.sample_batches(
+        writer.make_inputs(pipe, missing[0]),
+        [ImageKey(0, picture.seed, picture.number) for picture in missing],
+        sampler=writer.images.sampler,
+        size=pipe.latent_size(writer.images.height, writer.images.width),
+        # The same for what is missing as for all, so that the pictures are the same too.
+        batch_size=min(writer.output.batch_size * pipe.mesh.size, len(pictures)),
+        progress=True,
+        trace=writer.output.trace,
+    )
+    first = 0
+    for samples in batches:
+        writer.write(pipe, samples, missing[first : first + len(samples)])
+        first += len(samples)
+    if not is_first:
+        return 1 if writer.num_failed else 0
+    shown = pictures[:MAX_ON_SHEET]
+    if len(pictures) > 1 and not writer.num_failed:
+        image = contact_sheet(
+            [load_photograph(writer.files(picture)[0]) for picture in shown],
+            [f"seed {picture.seed}, picture {picture.number}" for picture in shown],
+            references=[photographs] * len(shown),
+        )
+        settings = pictures[0].settings()
+        del settings["image_number"]
+        write_png(sheet, image, writer.settings(pipe, **settings), overwrite=True)
+    print(writer.summary(begin))
+    return 1 if writer.num_failed else 0
+
+
+def sample_file(load: LoadPipeline, path: Path, seed: int, writer: PictureWriter) -> int:
+    """Samples the pictures of a prompt file that do not exist yet, each process its share.
+
+    A line that cannot be read, sampled or written is reported with its number; the others are made.
+
+    Args:
+        load: Reads the models onto a mesh.
+        path: The prompt file.
+        seed: Seed of the lines without one.
+        writer: Writes the pictures.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: The prompt file as a whole cannot be read.
+    """
+    lines, bad_lines = read_prompt_file(path, traces=writer.output.trace)
+    is_first = jax.process_index() == 0
+    for bad in bad_lines if is_first else ():
+        writer.report(f"line {bad.line}", bad.reason)
+    pictures = [_picture(line, seed) for line in lines]
+    share = writer.missing(pictures[jax.process_index() :: jax.process_count()])
+    if not share:
+        name = readable(str(path))
+        print(f"nothing to make: {len(lines)} pictures of {name} exist in {_folder(writer)}")
+        return 1 if writer.num_failed else 0
+
+    pipe = load(make_mesh(jax.local_devices()))
+    begin = time.perf_counter()
+    size = -(-writer.output.batch_size // pipe.mesh.size) * pipe.mesh.size
+    with tqdm(desc="pictures", total=len(share), unit=" pictures", disable=not is_first) as bar:
+        batch: list[tuple[Picture, SamplingInputs]] = []
+        for picture in share:
+            try:
+                batch.append((picture, writer.make_inputs(pipe, picture)))
+            except Exception as error:
+                writer.fail(picture, error)
+                bar.update(1)
+            if len(batch) == size or (batch and picture is share[-1]):
+                _sample_batch(pipe, batch, writer, size)
+                bar.update(len(batch))
+                batch = []
+    print(writer.summary(begin))
+    if jax.process_count() == 1:
+        _write_file_sheet(pictures, path, writer)
+    return 1 if writer.num_failed else 0
+
+
+def _sample_batch(
+    pipe: FaceDiffuser,
+    batch: Sequence[tuple[Picture, SamplingInputs]],
+    writer: PictureWriter,
+    batch_size: int,
+) -> None:
+    """Samples and writes a batch of lines; if that fails, one line after another."""
+    pictures = [picture for picture, _ in batch]
+    inputs = jax.tree.map(lambda *rows: np.concatenate(rows), *(inputs for _, inputs in batch))
+    try:
+        [samples] = pipe.sample_batches(
+            inputs,
+            [ImageKey(i, picture.seed, picture.number) for i, picture in enumerate(pictures)],
+            sampler=writer.images.sampler,
+            size=pipe.latent_size(writer.images.height, writer.images.width),
+            batch_size=batch_size,
+            trace=writer.output.trace,
+        )
+        writer.write(pipe, samples, pictures)
+    except Exception as error:
+        if len(batch) == 1:
+            writer.fail(pictures[0], error)
+            return
+        for line in batch:
+            _sample_batch(pipe, [line], writer, batch_size)
+
+
+def _picture(line: PromptLine, seed: int) -> Picture:
+    return Picture(
+        output=line.output,
+        prompt=line.prompt,
+        negative_prompt=line.negative_prompt,
+        references=line.references,
+        seed=seed if line.seed is None else line.seed,
+        number=0,
+        line=line.line,
+    )
+
+
+def _missing(
+    pictures: Sequence[Picture], sheet: Path, writer: PictureWriter, any_seed: bool
+) -> list[Picture]:
+    """Returns the pictures that lack a file, as the first process sees them.
+
+    Raises:
+        OutputError: A file exists that the same command has not written.
+    """
+    missing = writer.missing(pictures)
+    problem = None
+    if jax.process_index() == 0 and not writer.output.overwrite:
+        problem = _foreign_files(pictures, sheet, writer, any_seed)
+    if jax.process_count() > 1:
+        wanted = np.isin([p.number for p in pictures], [p.number for p in missing])
+        wanted, is_refused = multihost_utils.broadcast_one_to_all((wanted, problem is not None))
+        missing = [
+            picture for picture, is_wanted in zip(pictures, wanted, strict=True) if is_wanted
+        ]
+        if is_refused and problem is None:
+            problem = "the first process found files that are not of this command"
+    if problem is not None:
+        raise OutputError(problem)
+    return missing
+
+
+def _foreign_files(
+    pictures: Sequence[Picture], sheet: Path, writer: PictureWriter, any_seed: bool
+) -> str | None:
+    """Returns an error message if files exist that the same command has not written."""
+    files = [(path, picture) for picture in pictures for path in writer.files(picture)]
+    if len(pictures) > 1:
+        files.append((sheet, pictures[0]))
+    foreign = {}
+    for path, picture in files:
+        if not os.path.lexists(path):
+            continue
+        expected = writer.known_settings(picture)
+        if any_seed:
+            del expected["seed"]
+        if path == sheet:
+            del expected["image_number"]
+        if difference := _difference(path, expected if writer.output.metadata else {}):
+            foreign[readable(str(path))] = difference
+    if not foreign:
+        return None
+    names = list(foreign)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"{', '.join(names[:3])}{more} exist already, not written by this command: "
+        f"{foreign[names[0]]}; expected another --output, or --overwrite to replace them"
+    )
+
+
+def _difference(path: Path, expected: Mapping[str, Any]) -> str | None:
+    """Returns how the settings in a PNG file differ from those expected."""
+    try:
+        found = read_settings(path)
+    except OutputError:
+        return "no readable PNG file"
+    for name, value in expected.items():
+        here = setting_text(value)
+        if found.get(name) != here:
+            there = f"{found[name]:.80}" if name in found else "missing"
+            return f"{name} is {there} there and {here:.80} here"
+    return None
+
+
+def _write_file_sheet(pictures: Sequence[Picture], path: Path, writer: PictureWriter) -> None:
+    """Writes a contact sheet of a prompt file that is done, if it is short and there is none."""
+    sheet = writer.output.output / SHEET
+    files = [writer.files(picture)[0] for picture in pictures]
+    is_done = all(file.exists() for file in files)
+    if not is_done or not 1 < len(pictures) <= MAX_ON_SHEET:
+        return
+    if sheet.exists() and not writer.output.overwrite:
+        print(f"{readable(str(sheet))} exists, and is left as it is")
+        return
+    image = contact_sheet(
+        [load_photograph(file) for file in files],
+        [strip_markers(picture.prompt) for picture in pictures],
+        references=[[load_photograph(file) for file in p.references] for p in pictures],
+    )
+    settings = {"prompt_file": readable(path.name)} if writer.output.metadata else {}
+    write_png(sheet, image, settings, overwrite=writer.output.overwrite)
+
+
+def _folder(writer: PictureWriter) -> str:
+    return readable(str(writer.output.output))

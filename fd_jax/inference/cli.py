@@ -1,0 +1,213 @@
+"""Samples pictures of given people from a prompt, or from a file of prompts.
+
+Without any models, those of the package: small ones, of 64 px, for portraits in front of painted
+scenes. Without a prompt, the twelve examples that they are shown with:
+
+fd-sample --trace --output outputs/demo
+
+Pictures of a prompt, with a photograph for each marker <|image|>, in their order:
+
+fd-sample --prompt "a man <|image|> and a woman <|image|> in a forest" --reference man.jpg
+--reference woman.jpg --num-images 4 --output pictures
+
+Many, from a file with a JSON object per line, such as {"prompt": "a man <|image|> in the snow",
+"references": ["man.jpg"], "seed": 3, "output": "snow.png"}:
+
+fd-sample --prompt-file prompts.jsonl --output pictures
+
+The released models:
+
+fd-sample --base stable-diffusion-v1-5 --image-encoder clip-vit-large-patch14 --sdm sdm.bin
+--tdm tdm.bin --prompt ...
+
+Models trained with this code need only their run folders:
+
+fd-sample --sdm runs/sdm --tdm runs/tdm --prompt ...
+
+Pictures are written as they are made, and the same command makes what is missing. Every PNG holds
+the settings that made it.
+"""
+
+import dataclasses
+import secrets
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from fd_jax import assets, distributed
+from fd_jax.checkpoints.sources import find_sources
+from fd_jax.config import Config
+from fd_jax.data.photographs import photographs_in
+from fd_jax.errors import InputError
+from fd_jax.files import check_folder
+from fd_jax.inference.batch import sample_file, sample_prompt
+from fd_jax.inference.pipeline import MAX_SEED, FaceDiffuser
+from fd_jax.inference.validation import unused_options
+from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter, warn
+
+LIMITS = (
+    "bundled models: 64 px, portraits in front of the painted scenes of fd_jax/demo/painters.py; "
+    "other prompts still give a picture; fd_jax/assets/demo/README.md says more"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(Config):
+    """Arguments of the command."""
+
+    sdm: Path | None = None
+    """Subject-augmented model: folder of a training run; or the released model's file, or the
+    folder it is in. Without --sdm and --tdm: the small models of the package."""
+    tdm: Path | None = None
+    """Text-driven model, likewise."""
+    base: Path | None = None
+    """Folder of Stable Diffusion 1.5 in the layout of diffusers. Needed with an SDM that is no
+    training run."""
+    image_encoder: Path | None = None
+    """Folder of the CLIP that the image encoder was tuned from. Needed with an SDM that is no
+    training run."""
+    prompt: str | None = None
+    """Prompt with <|image|> after each person's word. With the models of the package and neither
+    --prompt nor --prompt-file: twelve examples."""
+    negative_prompt: str = ""
+    """Prompt to guide away from."""
+    references: Annotated[
+        tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(aliases=["--reference"])
+    ] = ()
+    """Photograph of one person, once per person in the order of the prompt; or a folder of such
+    photographs, taken in the order of their names."""
+    prompt_file: Path | None = None
+    """File of prompts in place of --prompt, one JSON object a line: prompt, references, and
+    optionally seed, output, negative_prompt."""
+    num_images: int = 1
+    """Number of pictures of the prompt."""
+    first_image: int = 0
+    """Number of the first picture: picture 7 of a seed is the same alone as among others."""
+    seed: int | Literal["random"] = 0
+    """Seed of the noise. Each PNG holds its seed, a random one too."""
+    images: Annotated[ImageConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ImageConfig
+    )
+    files: Annotated[OutputConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=OutputConfig
+    )
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the computation; by default float32 on a CPU, else bfloat16."""
+    processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=distributed.Processes
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        find_sources(self.sdm, self.tdm, self.base, self.image_encoder)
+        if self.prompt is not None and self.prompt_file is not None:
+            raise InputError("expected either --prompt or --prompt-file, not both")
+        if self.prompt is None and self.file is None:
+            raise InputError("expected either --prompt or --prompt-file")
+        if self.prompt is None:
+            for name, default in (
+                ("references", ()),
+                ("num_images", 1),
+                ("first_image", 0),
+                ("negative_prompt", ""),
+            ):
+                if getattr(self, name) != default:
+                    option = "--" + name.replace("_", "-")
+                    raise InputError(f"{option} goes with --prompt, not with --prompt-file")
+        self.require("num_images", 1)
+        self.require("first_image", 0)
+        if self.seed != "random":
+            self.require("seed", 0, MAX_SEED)
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the models are those of the package."""
+        return self.sdm is None
+
+    @property
+    def file(self) -> Path | None:
+        """The prompt file: the one given, or the examples of the bundled models."""
+        if self.prompt_file is None and self.prompt is None and self.is_bundled:
+            return assets.PROMPTS
+        return self.prompt_file
+
+    def models(self) -> dict[str, str]:
+        """Returns the paths of the models, as PNG files hold them."""
+        if self.is_bundled:
+            return {"models": "bundled"}
+        names = "base", "sdm", "tdm", "image_encoder"
+        paths = {name: getattr(self, name) for name in names}
+        return {name: str(path) for name, path in paths.items() if path is not None}
+
+
+def run(arguments: Arguments) -> int:
+    """Samples the pictures and returns the exit status."""
+    distributed.join(arguments.processes)
+    distributed.enable_compile_cache()
+    check_folder(arguments.files.output)
+    writer = PictureWriter(arguments.images, arguments.files, arguments.models())
+    seed = _seed(arguments.seed)
+
+    def load(mesh: Mesh) -> FaceDiffuser:
+        is_first = jax.process_index() == 0
+        if arguments.is_bundled and is_first:
+            print(LIMITS)
+        return FaceDiffuser.from_pretrained(
+            sdm=arguments.sdm,
+            tdm=arguments.tdm,
+            base=arguments.base,
+            image_encoder=arguments.image_encoder,
+            dtype=arguments.dtype,
+            mesh=mesh,
+            progress=is_first,
+        )
+
+    if jax.process_index() == 0:
+        for message in unused_options(
+            arguments.images.sampler,
+            negative_prompt=bool(arguments.negative_prompt),
+            references=bool(arguments.references),
+        ):
+            warn(message)
+    if arguments.file is not None:
+        return sample_file(load, arguments.file, seed, writer)
+    references = [file for path in arguments.references for file in photographs_in(path)]
+    pictures = [
+        Picture(
+            output=f"{number:04d}.png",
+            prompt=arguments.prompt,
+            negative_prompt=arguments.negative_prompt,
+            references=tuple(references),
+            seed=seed,
+            number=number,
+        )
+        for number in range(arguments.first_image, arguments.first_image + arguments.num_images)
+    ]
+    return sample_prompt(load, pictures, writer, any_seed=arguments.seed == "random")
+
+
+def _seed(seed: int | str) -> int:
+    """Returns the seed, a random one the same on all processes."""
+    if seed != "random":
+        return int(seed)
+    drawn = np.uint32(secrets.randbelow(MAX_SEED + 1))
+    if jax.process_count() > 1:
+        drawn = multihost_utils.broadcast_one_to_all(drawn)
+    return int(drawn)
+
+
+def main() -> None:
+    """Runs the command line."""
+    warnings.showwarning = lambda message, *_: warn(str(message))
+    try:
+        arguments = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        sys.exit(run(arguments))
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

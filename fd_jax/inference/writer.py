@@ -1,0 +1,245 @@
+"""Writes pictures to PNG files with their settings and traces, as they are sampled."""
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from fd_jax.config import Config
+from fd_jax.data.photographs import load_photograph
+from fd_jax.errors import InputError
+from fd_jax.images.pixels import to_uint8
+from fd_jax.images.png import write_png
+from fd_jax.images.trace_sheet import trace_sheet
+from fd_jax.inference.inputs import SamplingInputs
+from fd_jax.inference.pipeline import FaceDiffuser
+from fd_jax.inference.samples import Samples, SamplingTrace
+from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig
+
+_TRACE_COLUMNS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig(Config):
+    """Settings that all pictures of a command share."""
+
+    sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=SamplerConfig
+    )
+    height: int | None = None
+    """Height of the pictures in pixels; by default that of the models' training."""
+    width: int | None = None
+    """Width of the pictures in pixels; by default that of the models' training."""
+    subject_resolution: Annotated[int | None, tyro.conf.arg(aliases=["--object-resolution"])] = None
+    """Side to which photographs are resized first; by default that of the image encoder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputConfig(Config):
+    """Files that are written, and the batches they are sampled in."""
+
+    output: Path = Path("outputs")
+    """Folder for the pictures."""
+    batch_size: int = 4
+    """Pictures sampled at a time; of one prompt, on each device."""
+    trace: bool = False
+    """Also draw saliency maps, masks and predictions at some steps: NAME_trace.png beside
+    NAME.png."""
+    overwrite: bool = False
+    """Replace pictures that exist already."""
+    metadata: bool = True
+    """Store the settings in each PNG, with file names (not paths) of the photographs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("batch_size", 1)
+
+
+class Picture(NamedTuple):
+    """A picture to sample, and its file."""
+
+    output: str  # file name
+    prompt: str
+    negative_prompt: str
+    references: tuple[Path, ...]
+    seed: int
+    number: int  # number of the picture among those of its prompt and seed
+    line: int | None = None  # line of the prompt file
+
+    @property
+    def trace(self) -> str:
+        """File name of the trace."""
+        return f"{Path(self.output).stem}_trace.png"
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what tells the picture from others of the same command."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "references": [readable(path.name) for path in self.references],
+            "seed": self.seed,
+            "image_number": self.number,
+        }
+
+
+class PictureWriter:
+    """Samples pictures and writes them, with their traces, as they come.
+
+    Attributes:
+        num_made: Pictures written so far.
+        num_failed: Pictures and lines that failed so far; each was reported on stderr.
+
+    Args:
+        images: Settings of all pictures.
+        output: Folder and files.
+        models: Paths of the models, for the settings in the PNG files.
+    """
+
+    def __init__(self, images: ImageConfig, output: OutputConfig, models: Mapping[str, str]):
+        self.images = images
+        self.output = output
+        self.num_made = 0
+        self.num_failed = 0
+        self._models = models
+
+    def files(self, picture: Picture) -> list[Path]:
+        """Returns the files of a picture: itself, and its trace if wanted."""
+        names = [picture.output, picture.trace] if self.output.trace else [picture.output]
+        return [self.output.output / name for name in names]
+
+    def missing(self, pictures: Sequence[Picture]) -> list[Picture]:
+        """Returns the pictures that lack a file; all of them if files are overwritten."""
+        if self.output.overwrite:
+            return list(pictures)
+        return [
+            picture
+            for picture in pictures
+            if not all(os.path.lexists(path) for path in self.files(picture))
+        ]
+
+    def known_settings(self, picture: Picture) -> dict[str, Any]:
+        """Returns the settings of a picture's file that are known before models are read."""
+        sizes = ("height", "width", "subject_resolution")
+        given = {name: getattr(self.images, name) for name in sizes}
+        return {
+            **picture.settings(),
+            **dataclasses.asdict(self.images.sampler),
+            **{name: value for name, value in given.items() if value is not None},
+            **self._models,
+        }
+
+    def settings(self, pipe: FaceDiffuser, **own: Any) -> dict[str, Any]:
+        """Returns the settings that a PNG file holds."""
+        if not self.output.metadata:
+            return {}
+        height, width = pipe.latent_size(self.images.height, self.images.width)
+        scale = pipe.architecture.vae.downscale
+        return {
+            **own,
+            **dataclasses.asdict(self.images.sampler),
+            "height": height * scale,
+            "width": width * scale,
+            "subject_resolution": pipe.subject_size(self.images.subject_resolution),
+            "dtype": str(pipe.dtype),
+            **self._models,
+            "software": f"fd_jax, jax {jax.__version__} on {jax.default_backend()}",
+        }
+
+    def make_inputs(self, pipe: FaceDiffuser, picture: Picture) -> SamplingInputs:
+        """Returns the inputs of a picture, in a batch of one. Prints warnings, with the line."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            inputs = pipe.make_inputs(
+                [picture.prompt],
+                [[load_photograph(path) for path in picture.references]],
+                [picture.negative_prompt],
+                subject_resolution=self.images.subject_resolution,
+                mode=self.images.sampler.mode,
+            )
+        for warning in caught:
+            warn(str(warning.message), picture.line)
+        return inputs
+
+    def write(self, pipe: FaceDiffuser, samples: Samples, pictures: Sequence[Picture]) -> None:
+        """Writes the pictures of a batch. One that cannot be written is reported.
+
+        All processes of the mesh call it, as decoding needs all of them; the first one writes.
+        """
+        is_writer = not pipe.mesh.is_multi_process or jax.process_index() == 0
+        for i, picture in enumerate(pictures):
+            try:
+                drawn = [np.asarray(samples[i])]
+                if samples.trace is not None:
+                    drawn.append(draw_trace(pipe, samples.trace, i, picture.prompt))
+                if is_writer:
+                    self._write_files(pipe, picture, drawn)
+            except Exception as error:
+                self.fail(picture, error)
+            else:
+                self.num_made += 1
+
+    def _write_files(
+        self, pipe: FaceDiffuser, picture: Picture, drawn: Sequence[np.ndarray]
+    ) -> None:
+        settings = self.settings(pipe, **picture.settings())
+        for path, pixels in zip(self.files(picture), drawn, strict=True):
+            # The picture may be there already, of a run without --trace or that was cut short.
+            if self.output.overwrite or not os.path.lexists(path):
+                write_png(path, pixels, settings, overwrite=self.output.overwrite)
+
+    def fail(self, picture: Picture, error: Exception) -> None:
+        """Reports and counts a picture that failed."""
+        reason = str(error)
+        if not isinstance(error, InputError):
+            reason = f"{type(error).__name__}: {reason}"
+        self.report(picture.output if picture.line is None else f"line {picture.line}", reason)
+
+    def report(self, where: str, reason: str) -> None:
+        """Reports and counts a failure."""
+        self.num_failed += 1
+        tqdm.write(f"{where}: {reason}", file=sys.stderr)
+
+    def summary(self, begin: float) -> str:
+        """Returns a line about what was made."""
+        failed = f"; {self.num_failed} failed" if self.num_failed else ""
+        seconds = time.perf_counter() - begin
+        folder = readable(str(self.output.output))
+        return f"made {self.num_made} pictures in {seconds:.1f} s: {folder}{failed}"
+
+
+def draw_trace(
+    pipe: FaceDiffuser, trace: SamplingTrace, image: int, title: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a drawing of some evaluations of one image."""
+    length = len(trace.steps.stage)
+    shown = np.unique(np.linspace(0, length - 1, _TRACE_COLUMNS).round().astype(int))
+    stages = [STAGE_NAMES[stage] for stage in trace.steps.stage[shown]]
+    return trace_sheet(
+        to_uint8(pipe.decode(trace.x0[shown, image])),
+        trace.tdm_saliency[shown, image],
+        trace.sdm_saliency[shown, image],
+        trace.sdm_weight[shown, image],
+        steps=[f"{i} {stage}" for i, stage in zip(shown, stages, strict=True)],
+        title=title,
+    )
+
+
+def warn(message: str, line: int | None = None) -> None:
+    """Prints a warning, with the line of the prompt file."""
+    where = "" if line is None else f"line {line}: "
+    tqdm.write(f"warning: {where}{message}", file=sys.stderr)
+
+
+def readable(name: str) -> str:
+    """Returns a file name as text that can be printed and stored, whatever bytes it is made of."""
+    return os.fsencode(name).decode(errors="backslashreplace")
