@@ -136,7 +136,7 @@ def random_batch(data: DataConfig, shapes: Example) -> Batch:
 def our_steps(task: Task) -> Iterator[dict[str, float]]:
     """Takes steps of fd_jax, and yields the metrics of each once it is done."""
     model = task.model
-    leaves = sharding.put(params.flat(task.params), sharding.replicated(model.mesh))
+    leaves = sharding.to_mesh(params.flat(task.params), sharding.replicated(model.mesh))
     trained = {path: leaves.pop(path) for path in model.factors}
     frozen = jax.jit(partial(params.cast, dtype=task.networks.dtype))(leaves)
     make = partial(init_state, optimizer=model.optimizer, keep_ema=False)

@@ -264,11 +264,11 @@ def train_program(kind: str, case: Case) -> Program:
     trained = {path: model.abstract[path] for path in model.factors}
     frozen = {path: leaf for path, leaf in model.abstract.items() if path not in trained}
     make = partial(init_state, optimizer=model.optimizer, keep_ema=case.ema)
-    state = sharding.targets(jax.eval_shape(make, trained), mesh)
+    state = sharding.abstract_with_shardings(jax.eval_shape(make, trained), mesh)
     cast = jax.eval_shape(partial(params.cast, dtype=networks.dtype), frozen)
     args = (
         state,
-        sharding.targets(cast, mesh),
+        sharding.abstract_with_shardings(cast, mesh),
         on(sharding.batched(mesh), model.abstract_batch()),
         on(sharding.replicated(mesh), jax.eval_shape(lambda: jax.random.key(0))),
     )

@@ -1,26 +1,26 @@
-"""Where arrays live: the mesh, how batches are laid over it, and one table for parameters."""
+"""Device mesh, shardings of batches, and one table that shards every parameter."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
-from fd_jax.config import Config
+from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
 
-DATA_AXES = ("data", "fsdp")  # both divide the batch; parameters are divided along `fsdp` alone
+DATA_AXES = ("data", "fsdp")  # the batch is sharded over both, parameters over `fsdp` alone
 
-# Which axes of a parameter may be divided, the best first, by the end of its path: that of its
-# outputs, or of its inputs where it reads what others divided. The first pattern found counts. A
-# parameter shares its path with its EMA and its moments, and so the rule.
+# Axes of a parameter that may be sharded, preferred first, by path suffix; the first match wins.
+# The output axis is preferred, or the input axis for layers that consume a sharded activation. EMA
+# parameters and Adam's moments share the path of their parameter, and so its rule.
 PARTITION_RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"_embedding/embedding$", (0, 1)),
     (r"(to_out|proj_out|out_proj|fc2|linear_2|conv_out|visual_projection)/kernel$", (-2, -1)),
@@ -31,26 +31,22 @@ PARTITION_RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig(Config):
-    """How devices share the work."""
+    """Shape of the device mesh."""
 
-    fsdp: int = 1
-    """Over how many devices parameters, moments and averages are divided. Examples are divided
-    over all devices."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("fsdp", 1)
+    fsdp: Annotated[int, Range(1)] = 1
+    """Number of devices over which parameters, optimizer state and EMA are sharded. The batch is
+    sharded over all devices."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
-    """Returns a mesh over `devices`, by default all of all processes.
+    """Creates the device mesh, with axes `data` and `fsdp`.
 
     Args:
-        devices: Devices, a multiple of `fsdp` of them.
-        fsdp: Over how many devices parameters are divided. The rest is data parallel.
+        devices: Devices of the mesh, a multiple of `fsdp`; by default those of all processes.
+        fsdp: Number of devices over which parameters are sharded. The rest is data parallel.
 
     Raises:
-        InputError: The devices cannot be divided so.
+        InputError: The number of devices is not a multiple of `fsdp`.
     """
     devices = list(jax.devices() if devices is None else devices)
     if not devices:
@@ -63,41 +59,44 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batched(mesh: Mesh) -> NamedSharding:
-    """The first axis is divided over all devices."""
+    """Returns the sharding of a batch: the first axis over all devices."""
     return NamedSharding(mesh, P(DATA_AXES))
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[None]:
-    """Says which devices a function is traced for, to what depends on them: `ops.attention`.
+    """Tells device-dependent ops (`ops.attention`) the mesh that a function is traced for.
 
-    To be entered inside of the function that is compiled. Whatever the host has, the program may be
-    for other devices.
+    Enter it inside the jitted function. Ahead-of-time compilation may target other devices than
+    those of the host.
     """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Moves host arrays onto the mesh. Every process passes the same, whole arrays."""
+def to_mesh(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Copies host arrays to the devices. Every process passes the same, whole arrays."""
 
-    def put_leaf(array: np.ndarray) -> jax.Array:
+    def leaf_to_mesh(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    return jax.tree.map(put_leaf, tree)
+    return jax.tree.map(leaf_to_mesh, tree)
 
 
 def partition_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
-    """Returns how the table divides an array over `fsdp` devices; whole if no axis is a multiple.
+    """Looks an array up in PARTITION_RULES.
 
     Args:
-        path: Levels joined by slashes.
-        shape: Of the array.
-        fsdp: Length of the mesh's axis.
+        path: Path of the array in its tree, joined by slashes.
+        shape: Shape of the array.
+        fsdp: Length of the mesh axis `fsdp`.
+
+    Returns:
+        The preferred axis that is a multiple of `fsdp`, sharded; replicated if there is none.
     """
     axes = next(axes for pattern, axes in PARTITION_RULES if re.search(pattern, path))
     for axis in axes:
@@ -109,7 +108,7 @@ def partition_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Maps arrays, or their shapes, to where the table has them. Keys of dicts are paths."""
+    """Maps a tree of arrays, or of their shapes, to the shardings of PARTITION_RULES."""
 
     def leaf_sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -118,27 +117,36 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map_with_path(leaf_sharding, tree)
 
 
-def targets(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Returns shapes with the shardings that the table gives them, to read a checkpoint by."""
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        *(tree, shardings(tree, mesh)),
-    )
+def abstract_with_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Adds the shardings of PARTITION_RULES to abstract arrays, as restoring a checkpoint needs."""
+
+    def leaf_with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf_with_sharding, tree, shardings(tree, mesh))
 
 
-def whole_batches(count: int, batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Returns the indices of `count` rows in batches of one size, [batches, rows].
+def to_host(array: jax.Array) -> np.ndarray:
+    """Copies a whole array to the host; every process gets all of an array sharded over them.
 
-    The batch size is rounded up to a multiple of the mesh's devices, and the last row is repeated
-    until the last batch is whole, so that one jitted function serves all batches.
+    All processes call this together.
     """
-    size = -(-batch_size // mesh.size) * mesh.size
-    return np.arange(-(-count // size) * size).clip(max=count - 1).reshape(-1, size)
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """Returns the whole array, which may be divided over processes, on the host of each."""
     if array.is_fully_addressable:
         return np.asarray(array)
-    # All processes call this, and get the same.
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def whole_batches(count: int, batch_size: int, mesh: Mesh) -> Int[np.ndarray, "batches b"]:
+    """Divides examples 0..count-1 into batches of one size, so that one compilation serves all.
+
+    Args:
+        count: Number of examples.
+        batch_size: Examples per batch, rounded up to a multiple of the mesh's devices.
+        mesh: Device mesh.
+
+    Returns:
+        The index of each example of each batch. The last example is repeated to fill a batch.
+    """
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    num_batches = -(-count // batch_size)
+    return np.arange(num_batches * batch_size).clip(max=count - 1).reshape(-1, batch_size)

@@ -9,7 +9,7 @@ import pytest
 # nor the other way round.
 LAYERS = (
     {"assets", "errors", "types"},
-    {"config", "files", "ops", "params", "schedule"},
+    {"cli", "config", "files", "ops", "params", "schedule"},
     {"architecture", "distributed", "images", "sharding"},
     {"checkpoints", "data"},
     {"conditioning", "models"},

@@ -81,7 +81,7 @@ def test_rows_are_divided_over_all_devices(fsdp):
     mesh = sharding.make_mesh(fsdp=fsdp)
     rows = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
 
-    array = sharding.put({"rows": rows}, sharding.batched(mesh))["rows"]
+    array = sharding.to_mesh({"rows": rows}, sharding.batched(mesh))["rows"]
 
     np.testing.assert_array_equal(array, rows)
     for i, shard in enumerate(sorted(array.addressable_shards, key=lambda s: s.device.id)):
@@ -91,7 +91,7 @@ def test_rows_are_divided_over_all_devices(fsdp):
 def test_replicated_arrays_are_whole_everywhere():
     tree = {"a": np.arange(3), "b": [np.array(2.5, np.float32)]}
 
-    on_mesh = sharding.put(tree, sharding.replicated(sharding.make_mesh()))
+    on_mesh = sharding.to_mesh(tree, sharding.replicated(sharding.make_mesh()))
 
     jax.tree.map(np.testing.assert_array_equal, on_mesh, tree)
     for array in jax.tree.leaves(on_mesh):
@@ -121,7 +121,7 @@ def compiled():
     parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
     params = ModelParams(*(random_params(getattr(networks, p).abstract, 0, p) for p in parts))
     mesh = sharding.make_mesh(fsdp=2)
-    params, rows = sharding.put(params, sharding.replicated(mesh)), sharding.batched(mesh)
+    params, rows = sharding.to_mesh(params, sharding.replicated(mesh)), sharding.batched(mesh)
     requests = SamplingInputs(
         np.full((ROWS, 7), 3, np.int32),
         np.full((ROWS, 7), 59, np.int32),
@@ -129,10 +129,10 @@ def compiled():
         np.array([[1, 4]] * ROWS, np.int32),
         np.array([[True, False]] * ROWS),
     )
-    requests = sharding.put(requests, rows)
-    seeds = sharding.put((np.arange(ROWS, dtype=np.uint32), np.zeros(ROWS, np.int32)), rows)
+    requests = sharding.to_mesh(requests, rows)
+    seeds = sharding.to_mesh((np.arange(ROWS, dtype=np.uint32), np.zeros(ROWS, np.int32)), rows)
     size = dict(zip(("height", "width"), SIZE, strict=True))
-    given = sharding.put(np.zeros((ROWS, *SIZE, 4), np.float32), rows)
+    given = sharding.to_mesh(np.zeros((ROWS, *SIZE, 4), np.float32), rows)
     steps = make_steps(SamplerConfig(num_steps=3), ScheduleConfig())
     programs = CompiledSampler(networks, params, mesh)
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +174,7 @@ def test_the_sampler_goes_on_from_its_own_state(compiled, name):
 def test_collectives_are_found_where_there_are_some():
     """The check above would see them."""
     rows = sharding.batched(sharding.make_mesh())
-    x = sharding.put(np.ones((8, 3), np.float32), rows)
+    x = sharding.to_mesh(np.ones((8, 3), np.float32), rows)
 
     assert collectives(jax.jit(lambda x: x - x.sum(axis=0, keepdims=True)).lower(x).compile())
     assert collectives(jax.jit(lambda x: x[::-1], out_shardings=rows).lower(x).compile())

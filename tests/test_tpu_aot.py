@@ -67,7 +67,7 @@ def test_chips_exchange_no_more_than_they_must(report):
 def test_collectives_are_found_inside_and_outside_of_loops():
     """The check above would see them."""
     rows = sharding.batched(sharding.make_mesh())
-    x = sharding.put(np.ones((8, 3), np.float32), rows)
+    x = sharding.to_mesh(np.ones((8, 3), np.float32), rows)
 
     def centre(x, _=None):
         return x - x.sum(axis=0, keepdims=True), None

@@ -115,12 +115,12 @@ class CompiledSampler:
         table = pad_steps(steps, -(-length // part_length) * part_length)
         traces = []
         with jax.default_matmul_precision(self._precision):
-            contexts = self._encode(self.params, sharding.put(batch.inputs, rows))
+            contexts = self._encode(self.params, sharding.to_mesh(batch.inputs, rows))
             if batch.latents is None:
-                seeds, numbers = sharding.put((batch.seeds, batch.numbers), rows)
+                seeds, numbers = sharding.to_mesh((batch.seeds, batch.numbers), rows)
                 state = self._start(seeds, numbers, height=size[0], width=size[1])
             else:
-                state = self._continue(sharding.put(batch.latents, rows))
+                state = self._continue(sharding.to_mesh(batch.latents, rows))
             for first in range(0, length, part_length):
                 part = jax.tree.map(lambda column, i=first: column[i : i + part_length], table)
                 state, seen = self._sample(
@@ -138,21 +138,21 @@ class CompiledSampler:
                     on_progress(min(part_length, length - first))
         if not trace:
             return state.x, None
-        traces = [jax.tree.map(sharding.fetch, seen) for seen in traces]
+        traces = [jax.tree.map(sharding.to_host, seen) for seen in traces]
         return state.x, jax.tree.map(lambda *parts: np.concatenate(parts)[:length], *traces)
 
     def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
         """Returns pixels in [0, 1] of scaled latents, a multiple of the mesh's devices."""
-        rows = sharding.put(latents, sharding.batched(self.mesh))
+        rows = sharding.to_mesh(latents, sharding.batched(self.mesh))
         with jax.default_matmul_precision(self._precision):
-            return sharding.fetch(self._decode(self.params.vae, rows))
+            return sharding.to_host(self._decode(self.params.vae, rows))
 
     def embed(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns embeddings of subject pixels, a multiple of the mesh's devices."""
-        rows = sharding.put(pixels, sharding.batched(self.mesh))
+        rows = sharding.to_mesh(pixels, sharding.batched(self.mesh))
         with jax.default_matmul_precision(self._precision):
             embeds = self._embed(self.params.image_encoder, rows)
-        return sharding.fetch(embeds).astype(np.float32)
+        return sharding.to_host(embeds).astype(np.float32)
 
 
 def _encode(networks: Networks, params: ModelParams, inputs: SamplingInputs) -> Contexts:

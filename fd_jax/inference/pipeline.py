@@ -301,7 +301,7 @@ class FaceDiffuser:
                 )
                 count = min(len(rows), len(images) - int(rows[0]))
                 yield Samples(
-                    sharding.fetch(x)[:count],
+                    sharding.to_host(x)[:count],
                     partial(self.decode, batch_size=batch_size),
                     None if seen is None else sampling_trace(seen, steps, count),
                 )

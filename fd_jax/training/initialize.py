@@ -154,7 +154,7 @@ def initial_params(
     leaves = params.flat(found)
     for name, leaf in params.flat({part: abstract[part] for part in missing}).items():
         value = params.initial(name, leaf.shape, seed)
-        leaves[name] = sharding.put(value, where(name.split("/"), leaf.shape))
+        leaves[name] = sharding.to_mesh(value, where(name.split("/"), leaf.shape))
     sources = {part: str(path) for part, path in origin.items()}
     sources |= dict.fromkeys(missing, "random numbers")
     return leaves, sources

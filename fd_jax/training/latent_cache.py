@@ -80,7 +80,7 @@ def build(
     """
     folder = config.data.encodings
     leaves = {
-        path: sharding.fetch(leaf)
+        path: sharding.to_host(leaf)
         for path, leaf in sorted(frozen.items())
         if path.startswith(tuple(f"{part}/" for part in _PARTS))
     }
@@ -147,7 +147,7 @@ class _Encoder:
     def __init__(self, networks: Networks, leaves: Flat):
         mesh = sharding.make_mesh(jax.local_devices())
         self._where, self.rows = sharding.batched(mesh), _ROWS * mesh.size
-        self._params = sharding.put(params.nested(leaves), sharding.replicated(mesh))
+        self._params = sharding.to_mesh(params.nested(leaves), sharding.replicated(mesh))
 
         def moments(params: dict, images: UInt8[Array, "b h w 3"]) -> Array:
             with sharding.on_mesh(mesh):
@@ -174,7 +174,7 @@ class _Encoder:
             part = rows[first : first + self.rows]
             count = len(part)
             part = np.concatenate([part, np.repeat(part[:1], self.rows - count, axis=0)])
-            made = function(self._params, sharding.put(part, self._where))
+            made = function(self._params, sharding.to_mesh(part, self._where))
             found.append(np.asarray(made)[:count])
         return np.concatenate(found)
 

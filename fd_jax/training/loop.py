@@ -112,7 +112,7 @@ class Loop:
         self.config, self.workdir, self.tools = config, workdir, tools
         self.state, self.frozen = state, frozen
         self._mesh = mesh
-        self._step = int(sharding.fetch(state.step))
+        self._step = int(sharding.to_host(state.step))
         self._pending: Pending | None = None
         self._window: list[dict[str, float]] = []
         self._held_out: dict[str, float] = meta.get("held_out", {})

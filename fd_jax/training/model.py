@@ -66,7 +66,7 @@ class Model:
         make = partial(init_state, optimizer=self.optimizer, keep_ema=keep_ema)
         trained = {path: self.abstract[path] for path in self.factors}
         shapes = jax.eval_shape(make, trained)
-        targets = sharding.targets(shapes, self.mesh)
+        targets = sharding.abstract_with_shardings(shapes, self.mesh)
         train = {name: getattr(targets, name) for name in ("step", "params", "opt_state")}
         restored = checkpoints.restore(train, targets.ema_params)
         frozen_paths = [path for path in self.abstract if path not in self.factors]
@@ -92,7 +92,9 @@ class Model:
             step, values, ema, meta = restored
             state = TrainState(ema_params=ema, **values)
             shapes = {path: self.abstract[path] for path in frozen_paths}
-            frozen = manager.read_frozen(workdir, sharding.targets(shapes, self.mesh))
+            frozen = manager.read_frozen(
+                workdir, sharding.abstract_with_shardings(shapes, self.mesh)
+            )
             if jax.process_index() == 0:
                 print(f"goes on after step {step}")
         # Kept in the dtype of computation, as nothing is ever added to them.

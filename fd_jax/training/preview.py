@@ -84,8 +84,8 @@ class Preview:
     def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a sheet of the pictures that a model makes. All processes call it."""
         where = sharding.replicated(self._mesh)
-        inputs = sharding.put((self._requests, self._noise), where)
-        images = sharding.fetch(self._make(trained, frozen, *inputs))
+        inputs = sharding.to_mesh((self._requests, self._noise), where)
+        images = sharding.to_host(self._make(trained, frozen, *inputs))
         shown = [[load_photograph(path) for path in row] for row in self._references]
         return contact_sheet(_levels(images), list(self.config.prompts), references=shown)
 
@@ -132,8 +132,8 @@ class Reconstructions:
 
     def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a sheet of the photographs, each at the left of what it becomes."""
-        inputs = sharding.put(self._photographs, sharding.replicated(self._mesh))
-        made = _levels(sharding.fetch(self._make(trained, frozen, inputs)))
+        inputs = sharding.to_mesh(self._photographs, sharding.replicated(self._mesh))
+        made = _levels(sharding.to_host(self._make(trained, frozen, inputs)))
         return contact_sheet(
             [np.hstack(pair) for pair in zip(self._photographs, made, strict=True)], self._labels
         )

@@ -122,7 +122,7 @@ def test_held_out_losses_do_not_depend_on_the_devices(leaves):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         measure = jax.jit(make_eval_step(make_objective(), mesh))
         batch = place(random_batch(8).examples, mesh)
-        on_mesh = sharding.put(leaves, sharding.replicated(mesh))
+        on_mesh = sharding.to_mesh(leaves, sharding.replicated(mesh))
         metrics = measure(on_mesh, {}, batch, jax.random.key(0))
         found.append({name: float(value) for name, value in metrics.items()})
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -436,7 +436,7 @@ shapes = this.abstract(this.make_state(0), mesh)
 place = jax.tree.map(lambda x: x.sharding, shapes)
 make = jax.jit(this.make_state, static_argnums=0, out_shardings=place)
 this.model_json.write_model(folder, this.MODEL)
-manager.save_frozen(folder, sharding.put(this.FROZEN, sharding.replicated(mesh)))
+manager.save_frozen(folder, sharding.to_mesh(this.FROZEN, sharding.replicated(mesh)))
 with manager.RunCheckpoints(folder, save_every=1, keep_latest=9) as written:
     assert written.restore(shapes, shapes.params) is None
     for step in (1, 2):
