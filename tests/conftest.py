@@ -14,16 +14,10 @@ import jax
 import pytest
 
 from fd_jax import FaceDiffuser, assets, sharding
-from fd_jax.architecture import (
-    Architecture,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    UNetConfig,
-    VAEConfig,
-)
 from fd_jax.checkpoints.bundle import bundle as write_bundle
 from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
 from fd_jax.networks import make_networks
+from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 from tests.helpers.untrained import random_params, write_untrained
 
@@ -35,29 +29,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="fd_jax_tests_")
     jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-# Latents of 8 x 8, images of 16 x 16.
-TINY = Architecture(
-    UNetConfig(
-        block_out_channels=(8, 16),
-        has_attention=(True, False),
-        layers_per_block=1,
-        cross_attention_dim=12,
-        num_heads=2,
-        norm_num_groups=4,
-        sample_size=8,
-    ),
-    VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, sample_size=16),
-    CLIPTextConfig(hidden_size=12, intermediate_size=20, num_layers=1, num_heads=2),
-    CLIPVisionConfig(
-        hidden_size=10,
-        intermediate_size=14,
-        num_layers=1,
-        num_heads=2,
-        image_size=28,
-        projection_dim=12,
-    ),
-)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from fd_jax.inference import cli
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import read_prompt_file
 from fd_jax.networks import make_networks
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.processes import start, together
 from tests.helpers.runs import write_run
 from tests.helpers.untrained import random_params

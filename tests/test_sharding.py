@@ -1,5 +1,6 @@
 """The mesh, and that the compiled programs leave a divided batch where it is."""
 
+import dataclasses
 import re
 
 import jax
@@ -7,42 +8,17 @@ import numpy as np
 import pytest
 
 from fd_jax import sharding
-from fd_jax.architecture import (
-    Architecture,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    UNetConfig,
-    VAEConfig,
-)
 from fd_jax.errors import InputError
 from fd_jax.inference.compiled import CompiledSampler, ModelParams
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import make_networks
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
+from tests.helpers.networks import TINY
 from tests.helpers.untrained import random_params
 
-CONFIGS = Architecture(
-    UNetConfig(
-        block_out_channels=(8, 16),
-        has_attention=(True, False),
-        layers_per_block=1,
-        cross_attention_dim=12,
-        num_heads=2,
-        norm_num_groups=4,
-    ),
-    VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
-    CLIPTextConfig(
-        hidden_size=12, intermediate_size=20, num_layers=1, num_heads=3, vocab_size=60, max_length=7
-    ),
-    CLIPVisionConfig(
-        hidden_size=10,
-        intermediate_size=14,
-        num_layers=1,
-        num_heads=2,
-        image_size=28,
-        projection_dim=12,
-    ),
+CONFIGS = TINY._replace(
+    text_encoder=dataclasses.replace(TINY.text_encoder, num_heads=3, vocab_size=60, max_length=7)
 )
 ROWS, SIZE = 16, (6, 10)  # two images a device
 COLLECTIVE = re.compile(

@@ -15,7 +15,7 @@ from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.writing import read_float32
 from fd_jax.errors import CheckpointError
 from fd_jax.files import read_json, write_json
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 
 FILES = {

@@ -29,7 +29,7 @@ from fd_jax.files import read_json
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 from tests.helpers.untrained import random_params
 

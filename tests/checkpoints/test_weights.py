@@ -19,7 +19,7 @@ from fd_jax.files import write_json
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 
 SUBJECT = ("image_encoder", "subject_fusion")
 SCENE = ("unet", "vae", "text_encoder")

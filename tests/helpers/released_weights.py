@@ -14,11 +14,10 @@ import zlib
 
 import numpy as np
 
+from fd_jax.assets import TOKENIZER
 from fd_jax.checkpoints.torch.files import write_safetensors
 from fd_jax.files import write_json
 from fd_jax.schedule import ScheduleConfig
-
-TOKENIZER = pathlib.Path(__file__).parents[1] / "fd_jax" / "assets" / "tokenizer"
 
 
 def make_tensor(seed: int, name: str, shape: list[int]) -> np.ndarray:

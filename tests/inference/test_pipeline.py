@@ -20,7 +20,7 @@ from fd_jax.files import read_json, write_json
 from fd_jax.images.pixels import to_uint8
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 
 ONE = "a man <|image|> in the snow"

@@ -17,7 +17,7 @@ from fd_jax.sharding import MeshConfig
 from fd_jax.training.config import ComputeConfig, LoopConfig, ModelConfig, TrainConfig
 from fd_jax.training.objective import PARTS, Batch, Objective, ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.untrained import random_params
 
 SIZE = 16  # of the images; latents are 8 x 8

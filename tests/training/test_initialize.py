@@ -9,7 +9,7 @@ from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import InitConfig, ModelConfig
 from fd_jax.training.initialize import given, read_sizes
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 
 
 @pytest.fixture

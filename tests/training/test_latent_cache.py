@@ -19,7 +19,7 @@ from fd_jax.training import latent_cache
 from fd_jax.training.metrics import read_metrics
 from fd_jax.training.model import Model
 from fd_jax.training.run import train
-from tests.conftest import TINY
+from tests.helpers.networks import TINY
 from tests.helpers.untrained import random_params
 from tests.training.conftest import PHOTOS, make_config
 

@@ -16,8 +16,8 @@ from fd_jax.training.objective import (
     check_levels,
     to_inputs,
 )
-from tests.conftest import TINY
 from tests.helpers.modules import fast_jit
+from tests.helpers.networks import TINY
 from tests.helpers.untrained import random_params
 from tests.training.conftest import make_objective, random_batch, to_jax
 
