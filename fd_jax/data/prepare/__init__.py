@@ -1,0 +1,1 @@
+"""Training sets from folders of photographs: `fd-data prepare PHOTOS OUT`."""
