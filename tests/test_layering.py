@@ -13,7 +13,7 @@ import pytest
 # each other: `models` never imports `conditioning`, nor the other way round.
 LAYERS = (
     {"assets", "errors", "types"},
-    {"cli", "config", "files", "ops", "params"},
+    {"cli", "config", "files", "numerics", "ops", "params"},
     {"architecture", "distributed", "images", "schedule", "sharding"},
     {"checkpoints", "data"},
     {"conditioning", "models"},

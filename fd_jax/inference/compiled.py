@@ -5,7 +5,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,6 +15,7 @@ from fd_jax.conditioning.encode import encode
 from fd_jax.images.pixels import to_unit
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks
+from fd_jax.numerics import pinned
 from fd_jax.sampling.generate import Contexts, Trace, initial_noise, sample
 from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.noise_fusion import Smoothing
@@ -69,8 +69,7 @@ class CompiledSampler:
     ):
         self.params = params
         self.mesh = mesh
-        # On GPU and TPU float32 products are shortened unless told otherwise.
-        self._precision = "float32" if networks.dtype == jnp.float32 else None
+        self._dtype = networks.dtype
         rows = sharding.batched(mesh)
         # One layout for every state, whether it is the first or returned by `_sample`: with two
         # layouts the sampler would be compiled twice.
@@ -114,7 +113,7 @@ class CompiledSampler:
         part_length = length if on_progress is None else _PROGRESS_ROWS
         table = pad_steps(steps, -(-length // part_length) * part_length)
         traces = []
-        with jax.default_matmul_precision(self._precision):
+        with pinned(self._dtype):
             contexts = self._encode(self.params, sharding.to_mesh(batch.inputs, rows))
             if batch.latents is None:
                 seeds, numbers = sharding.to_mesh((batch.seeds, batch.numbers), rows)
@@ -143,14 +142,14 @@ class CompiledSampler:
 
     def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
         """Returns pixels in [0, 1] of scaled latents, a multiple of the mesh's devices."""
-        rows = sharding.to_mesh(latents, sharding.batched(self.mesh))
-        with jax.default_matmul_precision(self._precision):
-            return sharding.to_host(self._decode(self.params.vae, rows))
+        with pinned(self._dtype):
+            rows = sharding.to_mesh(latents, sharding.batched(self.mesh))
+            return sharding.fetch(self._decode(self.params.vae, rows))
 
     def embed(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns embeddings of subject pixels, a multiple of the mesh's devices."""
-        rows = sharding.to_mesh(pixels, sharding.batched(self.mesh))
-        with jax.default_matmul_precision(self._precision):
+        with pinned(self._dtype):
+            rows = sharding.to_mesh(pixels, sharding.batched(self.mesh))
             embeds = self._embed(self.params.image_encoder, rows)
         return sharding.to_host(embeds).astype(np.float32)
 

@@ -83,6 +83,7 @@ def read_prompt_file(
         problem = getattr(error, "strerror", None) or error
         raise PromptFileError(f"prompt file {path} cannot be read: {problem}") from error
 
+    _check_encoding(path, content)
     is_file = functools.cache(os.path.isfile)  # a few photographs may serve many prompts
     requests, bad_lines, line_of_name = [], [], {}
     for line, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
@@ -99,6 +100,17 @@ def read_prompt_file(
             line_of_name |= dict.fromkeys(claimed, line)
             requests.append(request)
     return requests, bad_lines
+
+
+def _check_encoding(path: Path, content: bytes) -> None:
+    """Raises PromptFileError if a file is UTF-16 or UTF-32, as some editors save it."""
+    start = content[:1000]
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    # Half of the bytes of English text are zero then.
+    if start.startswith(marks) or start.count(0) > 0.3 * len(start):
+        raise PromptFileError(
+            f"prompt file {path} is UTF-16 or UTF-32, expected UTF-8: save it in that encoding"
+        )
 
 
 def _decode(text: bytes) -> dict[str, Any]:
@@ -160,7 +172,7 @@ def _request(
             raise PromptFileError(f"reference {str(reference)!r} does not exist or is no file")
 
     seed = found.get("seed")
-    if "seed" in found and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         got = seed if type(seed) is int else _kind(seed)
         raise PromptFileError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
     output = _file_name(_text(found, "output", default=f"{line:06d}"))

@@ -277,6 +277,30 @@ def test_bfloat16_is_close(checkpoints, pipe, people):
     assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 
+SETTINGS = {
+    "64 bits": lambda: jax.enable_x64(True),
+    "other draws": lambda: jax.default_prng_impl("rbg"),
+    "draws that depend on devices": lambda: jax.threefry_partitionable(False),
+    "short products": lambda: jax.default_matmul_precision("bfloat16"),
+    "long products": lambda: jax.default_matmul_precision("highest"),
+    "strict types": lambda: jax.numpy_dtype_promotion("strict"),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_pictures_do_not_depend_on_settings_of_jax(checkpoints, pipe, people, setting):
+    """Whether models are read under it, or pictures made."""
+    samples = pipe(ONE, people[:1], trace=True, **FAST)
+    assert samples.pixels.dtype == np.float32
+    with SETTINGS[setting]():
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        other = FaceDiffuser.from_pretrained(**checkpoints, mesh=mesh)
+        found = other(ONE, people[:1], trace=True, **FAST)
+        np.testing.assert_array_equal(found.pixels, samples.pixels)
+        jax.tree.map(np.testing.assert_array_equal, found.trace, samples.trace)
+        np.testing.assert_array_equal(other.embed(people), pipe.embed(people))
+
+
 BAD_ARGUMENTS = {
     "fewer photographs": ((TWO, 1), {}, "2 markers .* 1 photographs"),
     "more photographs": ((ONE, 2), {}, "1 markers .* 2 photographs"),

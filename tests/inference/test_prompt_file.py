@@ -85,7 +85,7 @@ def test_a_bad_line_spoils_no_other(read):
         (b'{"prompt": "snow",}', "not valid JSON: "),
         (b'{"prompt": "snow"} {}', "not valid JSON: Extra data at character 20"),
         (b'{"prompt": "sn\xffow"}', "not valid UTF-8 at byte 15"),
-        ('{"prompt": "snow"}'.encode("utf-16-le"), "not valid JSON"),
+        (b'{"prompt": "snow", \0"seed": 1}', "not valid JSON"),
         (b"[" * 200_000, "nested too deep"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "cannot be read: Exceeds the limit"),
         (b'{"prompt": "snow", "prompt": "ice"}', "key 'prompt' appears more than once"),
@@ -127,7 +127,6 @@ def test_lines_that_are_no_objects(read, line, message):
         ({"seed": "3"}, "seed is a string"),
         ({"seed": 3.0}, "seed is a decimal number"),
         ({"seed": float("nan")}, "seed is a decimal number"),
-        ({"seed": None}, "seed is null"),
         ({"seed": -1}, "seed is -1, expected"),
         ({"seed": 2**32}, "seed is 4294967296, expected"),
         ({"output": 3}, "output is a whole number, expected a string"),
@@ -157,6 +156,19 @@ def test_a_prompt_is_needed(read):
 def test_reasons_stay_short(read):
     for line in ({"a" * 10**5: 1}, {"prompt": "a", "output": "a/" * 10**5}, b'{"a": ' * 10**5):
         assert len(reason(read(line))) < 300
+
+
+def test_a_seed_of_null_is_none(read):
+    [line], [] = read({"prompt": "snow", "seed": None})
+    assert line.seed is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('{"prompt": "a man"}\n{"prompt": "snow"}'.encode(encoding))
+    with pytest.raises(PromptFileError, match=r"prompts.jsonl is UTF-16 or UTF-32, expected UTF-8"):
+        read_prompt_file(path)
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
