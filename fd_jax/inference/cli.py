@@ -30,8 +30,6 @@ the settings that made it.
 
 import dataclasses
 import secrets
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,7 +41,8 @@ from jax.sharding import Mesh
 
 from fd_jax import assets, distributed
 from fd_jax.checkpoints.sources import find_sources
-from fd_jax.config import Config
+from fd_jax.cli import run
+from fd_jax.config import Config, Range
 from fd_jax.data.photographs import photographs_in
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
@@ -86,9 +85,9 @@ class Arguments(Config):
     prompt_file: Path | None = None
     """File of prompts in place of --prompt, one JSON object a line: prompt, references, and
     optionally seed, output, negative_prompt."""
-    num_images: int = 1
+    num_images: Annotated[int, Range(1)] = 1
     """Number of pictures of the prompt."""
-    first_image: int = 0
+    first_image: Annotated[int, Range(0)] = 0
     """Number of the first picture: picture 7 of a seed is the same alone as among others."""
     seed: int | Literal["random"] = 0
     """Seed of the noise. Each PNG holds its seed, a random one too."""
@@ -106,6 +105,8 @@ class Arguments(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.seed != "random":
+            self.require("seed", 0, MAX_SEED)
         find_sources(self.sdm, self.tdm, self.base, self.image_encoder)
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("expected either --prompt or --prompt-file, not both")
@@ -121,10 +122,6 @@ class Arguments(Config):
                 if getattr(self, name) != default:
                     option = "--" + name.replace("_", "-")
                     raise InputError(f"{option} goes with --prompt, not with --prompt-file")
-        self.require("num_images", 1)
-        self.require("first_image", 0)
-        if self.seed != "random":
-            self.require("seed", 0, MAX_SEED)
 
     @property
     def is_bundled(self) -> bool:
@@ -147,7 +144,7 @@ class Arguments(Config):
         return {name: str(path) for name, path in paths.items() if path is not None}
 
 
-def run(arguments: Arguments) -> int:
+def sample(arguments: Arguments) -> int:
     """Samples the pictures and returns the exit status."""
     distributed.join(arguments.processes)
     distributed.enable_compile_cache()
@@ -205,9 +202,4 @@ def _seed(seed: int | str) -> int:
 
 def main() -> None:
     """Runs the command line."""
-    warnings.showwarning = lambda message, *_: warn(str(message))
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-        sys.exit(run(arguments))
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(sample, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))

@@ -108,7 +108,7 @@ def merge_sampler(
                 f"unknown argument {name!r}, expected a field of SamplerConfig: {', '.join(known)}"
                 f"{nearest(name, [*known, *other_names])}"
             )
-    return dataclasses.replace(sampler, **{name: plain(value) for name, value in fields.items()})
+    return dataclasses.replace(sampler, **fields)
 
 
 def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references: bool) -> list[str]:
@@ -139,12 +139,6 @@ def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references:
         for name, unused in is_unused.items()
         if unused and (name not in defaults or getattr(sampler, name) != defaults[name])
     ]
-
-
-def plain(value: Any) -> Any:
-    """Returns a number of NumPy or JAX as Python's, anything else as it is."""
-    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
-    return value.item() if is_scalar else value
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:

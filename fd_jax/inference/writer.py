@@ -15,7 +15,7 @@ import tyro
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from fd_jax.config import Config
+from fd_jax.config import Config, Range
 from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import InputError
 from fd_jax.images.pixels import to_uint8
@@ -50,7 +50,7 @@ class OutputConfig(Config):
 
     output: Path = Path("outputs")
     """Folder for the pictures."""
-    batch_size: int = 4
+    batch_size: Annotated[int, Range(1)] = 4
     """Pictures sampled at a time; of one prompt, on each device."""
     trace: bool = False
     """Also draw saliency maps, masks and predictions at some steps: NAME_trace.png beside
@@ -59,10 +59,6 @@ class OutputConfig(Config):
     """Replace pictures that exist already."""
     metadata: bool = True
     """Store the settings in each PNG, with file names (not paths) of the photographs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("batch_size", 1)
 
 
 class Picture(NamedTuple):

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
-from fd_jax.config import Config
+from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverRows, make_solver_rows
@@ -15,6 +15,8 @@ from fd_jax.schedule import ScheduleConfig
 
 Solver = Literal["ddim", "pndm", "dpmsolver++"]
 Mode = Literal["snf", "weighted", "delayed", "tdm", "sdm"]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 SCENE, FUSION, SUBJECT = range(3)
 STAGE_NAMES = ("scene", "fusion", "subject")
@@ -26,7 +28,7 @@ NULL, TEXT, AUGMENTED = range(3)  # the contexts: negative prompt, prompt, promp
 class SamplerConfig(Config):
     """Sampling in three stages: scene by the TDM, fusion of both models, subject by the SDM."""
 
-    num_steps: int = 50
+    num_steps: Annotated[int, Range(1)] = 50
     """Steps of the solver."""
     alpha: float = 0.3
     """Share of the steps after which the fusion stage begins."""
@@ -38,7 +40,7 @@ class SamplerConfig(Config):
     fusion_end: int | None = None
     """First evaluation of the subject stage, in place of beta. The released code's
     final_step + 1."""
-    guidance_scale: float = 5.0
+    guidance_scale: Annotated[float, Range(0, _FLOAT32_MAX)] = 5.0
     """Strength of classifier-free guidance; 1 is none."""
     solver: Solver = "ddim"
     """ddim; pndm as the released code runs it; dpmsolver++, which needs 20 steps or so."""
@@ -46,20 +48,13 @@ class SamplerConfig(Config):
     """How the models share the work. snf: the three stages with saliency-adaptive noise fusion.
     For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the SDM alone,
     subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
-    sdm_weight: float = 0.5
+    sdm_weight: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the SDM's noise in mode weighted."""
     smoothing: Smoothing = "box"
     """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.generic):  # such as those of np.linspace
-                object.__setattr__(self, field.name, value.item())
         super().__post_init__()
-        self.require("num_steps", 1)
-        self.require("guidance_scale", 0, float(np.finfo(np.float32).max))
-        self.require("sdm_weight", 0, 1)
         if not 0 <= self.alpha <= self.beta <= 1:
             raise InputError(
                 f"alpha is {self.alpha} and beta is {self.beta}, expected 0 <= alpha <= beta <= 1"
