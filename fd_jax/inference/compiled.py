@@ -144,7 +144,7 @@ class CompiledSampler:
         """Returns pixels in [0, 1] of scaled latents, a multiple of the mesh's devices."""
         with pinned(self._dtype):
             rows = sharding.to_mesh(latents, sharding.batched(self.mesh))
-            return sharding.fetch(self._decode(self.params.vae, rows))
+            return sharding.to_host(self._decode(self.params.vae, rows))
 
     def embed(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns embeddings of subject pixels, a multiple of the mesh's devices."""
