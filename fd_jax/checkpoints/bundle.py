@@ -23,20 +23,18 @@ import numpy as np
 
 from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.diffusers import write_folder
-from fd_jax.checkpoints.errors import abbreviate
+from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, write_released
 from fd_jax.checkpoints.run.model_json import is_run, read_model
 from fd_jax.checkpoints.sources import Sources, bundle_sources, check_same, read_sizes
 from fd_jax.checkpoints.writing import (
     DTYPES,
     cast,
-    check_out,
     named_dtype,
     read_float32,
-    whole_folder,
 )
 from fd_jax.errors import CheckpointError, InputError
-from fd_jax.files import write_json
+from fd_jax.files import atomic_folder, check_replaceable, write_json
 from fd_jax.params import flat
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
@@ -70,7 +68,7 @@ def bundle(
     """
     out = Path(out).absolute()
     kind = named_dtype(dtype)
-    check_out(out, _WRITTEN, overwrite=overwrite, kept=_KEPT)
+    check_replaceable(out, _WRITTEN, overwrite=overwrite, kept=_KEPT)
     for run in (sdm, tdm):
         if not is_run(run):
             raise CheckpointError(f"{run} is no folder of a training run, expected one")
@@ -85,7 +83,10 @@ def bundle(
     _check_shared(sdm, tdm, persons, scenes)
     persons = {part: cast(params, kind, part) for part, params in persons.items()}
     scenes_unet = {"unet": cast(scenes["unet"], kind, "unet")}
-    with whole_folder(out, kept=_KEPT) as new:
+    with (
+        file_errors(f"{out}: cannot write the folder"),
+        atomic_folder(out, kept=_KEPT) as new,
+    ):
         places = bundle_sources(new)
         _write_configs(places, configs, schedule)
         write_folder("vae", places.base / "vae", persons["vae"], configs.vae.to_json())

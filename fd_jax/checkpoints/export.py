@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import jax
 
 from fd_jax.checkpoints.diffusers import write_folder, write_stable_diffusion
+from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
 from fd_jax.checkpoints.run.model_json import ALONE, RunModel, read_model
 from fd_jax.checkpoints.torch.files import write_safetensors
@@ -25,12 +26,11 @@ from fd_jax.checkpoints.torch.writer import write_torch
 from fd_jax.checkpoints.writing import (
     DTYPES,
     cast,
-    check_out,
     named_dtype,
     read_float32,
-    whole_folder,
 )
 from fd_jax.errors import CheckpointError, InputError
+from fd_jax.files import atomic_folder, check_replaceable
 from fd_jax.types import Params
 
 Format = Literal["bin", "safetensors"]
@@ -66,11 +66,11 @@ def export(
     kind = named_dtype(dtype)
     if flat_format not in get_args(Format):
         raise CheckpointError(f"format is {flat_format!r}, expected one of {get_args(Format)}")
-    check_out(out, _WRITTEN, overwrite=overwrite)
+    check_replaceable(out, _WRITTEN, overwrite=overwrite)
     model = read_model(run)
     params = read_float32(run, ema=ema, step=step)
     params = {part: cast(leaves, kind, part) for part, leaves in params.items()}
-    with whole_folder(out) as new:
+    with file_errors(f"{out}: cannot write the folder"), atomic_folder(out) as new:
         if model.kind not in ALONE:
             _write_whole(new, model, params, flat_format)
         for part, name in (("vae", "vae"), ("image_encoder", "clip")):

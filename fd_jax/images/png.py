@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
 from fd_jax.errors import OutputError
+from fd_jax.files import atomic_file
 
 # What Pillow raises on damaged PNG files.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, struct.error)
@@ -43,19 +43,12 @@ def write_png(
     """
     path = Path(path)
     chunks = _text_chunks(path, settings)
-    with _errors_named(path):
-        # A name unlike the picture's, which may be as long as names can be.
-        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-        file = temporary.open("xb")
-        try:
-            with file:
-                Image.fromarray(image).save(file, "PNG", pnginfo=chunks)
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _link_or_claim(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with (
+        _errors_named(path),
+        atomic_file(path, overwrite=overwrite) as temporary,
+        temporary.open("wb") as file,
+    ):
+        Image.fromarray(image).save(file, "PNG", pnginfo=chunks)
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, str]:
@@ -103,19 +96,3 @@ def _errors_named(path: Path) -> Iterator[None]:
         if not path.parent.is_dir():
             problem = f"expected the folder {path.parent} to exist"
         raise OutputError(f"{path} cannot be written: {problem}") from error
-
-
-def _link_or_claim(source: Path, path: Path) -> None:
-    """Gives the file its name; raises FileExistsError if that is taken."""
-    try:
-        os.link(source, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        # No hard links, as in mounted buckets: take the name with an empty file, then replace it.
-        path.open("xb").close()
-        try:
-            os.replace(source, path)
-        except OSError:
-            path.unlink()
-            raise

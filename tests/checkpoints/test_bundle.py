@@ -13,7 +13,7 @@ from fd_jax.checkpoints.bundle import bundle as write_bundle
 from fd_jax.checkpoints.flat_file import TDM_PARTS, parts_in
 from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.writing import read_float32
-from fd_jax.errors import CheckpointError
+from fd_jax.errors import CheckpointError, OutputError
 from fd_jax.files import read_json, write_json
 from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
@@ -124,7 +124,7 @@ def test_the_card_survives_what_else_is_replaced(pair, tmp_path):
     for name, text in kept.items():
         (out / name).write_text(text)
     write_bundle(pair["sdm"], pair["tdm"], out, dtype="float32")
-    with pytest.raises(CheckpointError, match=r"out is not empty, .*--overwrite"):
+    with pytest.raises(OutputError, match=r"out is not empty, .*--overwrite"):
         write_bundle(pair["sdm"], pair["tdm"], out)
     write_bundle(pair["sdm"], pair["tdm"], out, overwrite=True)
     assert {name: (out / name).read_text() for name in kept} == kept
@@ -132,7 +132,7 @@ def test_the_card_survives_what_else_is_replaced(pair, tmp_path):
     assert open_tensors(out / "tdm.safetensors")["unet.conv_in.bias"].dtype == np.float16
 
     (out / "thesis.tex").write_text("dear to somebody")
-    with pytest.raises(CheckpointError, match=r"holds \['thesis.tex'\]"):
+    with pytest.raises(OutputError, match=r"holds \['thesis.tex'\]"):
         write_bundle(pair["sdm"], pair["tdm"], out, overwrite=True)
     assert (out / "thesis.tex").read_text() == "dear to somebody"
 

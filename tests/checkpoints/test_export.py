@@ -24,7 +24,7 @@ from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
 from fd_jax.checkpoints.torch.writer import write_torch
 from fd_jax.data.captions import load_tokenizer
-from fd_jax.errors import CheckpointError
+from fd_jax.errors import CheckpointError, OutputError
 from fd_jax.files import read_json
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
@@ -178,12 +178,12 @@ def test_only_an_earlier_export_is_replaced(runs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     export(runs["tdm"], out, flat_format="safetensors")
-    with pytest.raises(CheckpointError, match=r"out is not empty.*--overwrite"):
+    with pytest.raises(OutputError, match=r"out is not empty.*--overwrite"):
         export(runs["tdm"], out)
     export(runs["tdm"], out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"pytorch_model.bin", "diffusers"}
     (out / "thesis.tex").write_text("dear to somebody")
-    with pytest.raises(CheckpointError, match=r"holds \['thesis.tex'\]"):
+    with pytest.raises(OutputError, match=r"holds \['thesis.tex'\]"):
         export(runs["tdm"], out, overwrite=True)
     assert (out / "thesis.tex").read_text() == "dear to somebody"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
@@ -15,6 +14,7 @@ from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.checkpoints.torch.reader import open_torch
 from fd_jax.errors import CheckpointError
+from fd_jax.files import atomic_file
 
 _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -107,16 +107,8 @@ def write_safetensors(
             )
     # safetensors writes the memory of an array as it lies there, whatever the strides.
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with (
-        file_errors(f"{path}: cannot write the file"),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
-    ):
-        plain, temporary = Path(folder, "plain"), Path(folder, "safetensors")
+    with file_errors(f"{path}: cannot write the file"), atomic_file(path) as temporary:
         save_file(dense, temporary, metadata)
-        # safetensors lets only the owner read its files; take the mode the umask gives.
-        plain.touch()
-        temporary.chmod(plain.stat().st_mode)
-        os.replace(temporary, path)
 
 
 def _kind(path: Path) -> str:

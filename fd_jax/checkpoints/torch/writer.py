@@ -2,7 +2,6 @@
 
 import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from fd_jax.checkpoints.errors import file_errors
 from fd_jax.errors import CheckpointError
+from fd_jax.files import atomic_file
 
 _STORAGES = {
     "float32": "FloatStorage",
@@ -36,30 +36,28 @@ def write_torch(path: str | os.PathLike, tensors: Iterable[tuple[str, np.ndarray
     entries = []
     with (
         file_errors(f"{path}: cannot write the file"),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        atomic_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
     ):
-        temporary = Path(folder, path.name)
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, tensor in tensors:
-                if tensor.dtype.name not in _STORAGES:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} is {tensor.dtype}, expected one of "
-                        f"{', '.join(_STORAGES)}"
-                    )
-                key = str(len(entries))
-                with archive.open(
-                    zipfile.ZipInfo(f"archive/data/{key}"), "w", force_zip64=tensor.nbytes >= _ZIP64
-                ) as entry:
-                    entry.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
-                entries.append(_string(name) + _tensor(key, tensor))
-            pickled = b"\x80\x02}(" + b"".join(entries) + b"u."
-            for name, data in (
-                ("data.pkl", pickled),
-                ("byteorder", b"little"),
-                ("version", b"3\n"),
-            ):
-                archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
-        os.replace(temporary, path)
+        for name, tensor in tensors:
+            if tensor.dtype.name not in _STORAGES:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is {tensor.dtype}, expected one of "
+                    f"{', '.join(_STORAGES)}"
+                )
+            key = str(len(entries))
+            with archive.open(
+                zipfile.ZipInfo(f"archive/data/{key}"), "w", force_zip64=tensor.nbytes >= _ZIP64
+            ) as entry:
+                entry.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+            entries.append(_string(name) + _tensor(key, tensor))
+        pickled = b"\x80\x02}(" + b"".join(entries) + b"u."
+        for name, data in (
+            ("data.pkl", pickled),
+            ("byteorder", b"little"),
+            ("version", b"3\n"),
+        ):
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
 
 
 # Opcodes of pickle's protocol 2 that push a value.
