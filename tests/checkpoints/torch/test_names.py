@@ -12,7 +12,7 @@ from fd_jax.checkpoints.flat_file import SDM_PARTS
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
 from fd_jax.checkpoints.torch.files import LazyTensor
-from fd_jax.checkpoints.torch.names import flatten, unflatten
+from fd_jax.checkpoints.torch.names import flatten, torch_names, unflatten
 from fd_jax.errors import CheckpointError
 from fd_jax.networks import make_networks
 from tests.helpers.untrained import random_params
@@ -94,7 +94,7 @@ def test_names_are_unique(abstract):
         part.prefix + name
         for key, part in SDM_PARTS.items()
         for path in flatten(abstract[key])
-        for name in names.torch_names(path, part.names)
+        for name in torch_names(path, part.names)
     ]
     assert len(names) == len(set(names))
 
