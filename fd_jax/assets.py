@@ -1,11 +1,11 @@
-"""What comes with the package."""
+"""Paths of the files that come with the package."""
 
 from pathlib import Path
 
 _ASSETS = Path(__file__).parent / "assets"
 
-TOKENIZER = _ASSETS / "tokenizer"  # CLIP's
-PEOPLE = _ASSETS / "people"  # photographs of synthetic people
-DEMO = _ASSETS / "demo"  # small models, as `fd_jax.checkpoints.bundle` writes them
-PROMPTS = DEMO / "prompts.jsonl"  # what they are shown with
+TOKENIZER = _ASSETS / "tokenizer"  # vocabulary and merges of CLIP
+PEOPLE = _ASSETS / "people"  # a folder of photographs for each synthetic person
+DEMO = _ASSETS / "demo"  # the small models, as `checkpoints.bundle` writes them
+PROMPTS = DEMO / "prompts.jsonl"  # prompts that show them
 JUDGES = _ASSETS / "judges"  # networks that find faces and people

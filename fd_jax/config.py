@@ -82,8 +82,8 @@ def to_json(value: Any) -> Any:
     """Converts a config, with everything nested in it, to JSON's types. Paths become strings."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_json(getattr(value, field.name)) for field in _fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return to_json(value._asdict())
+    if isinstance(value, tuple) and (as_dict := getattr(value, "_asdict", None)) is not None:
+        return to_json(as_dict())
     if isinstance(value, Mapping):
         return {key: to_json(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -161,7 +161,7 @@ def _named(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_named(arg) for arg in args)
     if origin is Literal:
-        return f"one of {args}" if len(args) > 1 else repr(args[0])
+        return f"one of {args}"
     if hint is types.NoneType:
         return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

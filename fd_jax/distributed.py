@@ -16,7 +16,7 @@ from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
 
 # Seconds without a heartbeat after which a process is declared dead and the job stops.
-_TIMEOUTS = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}
+_TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}
 
 _OPTIONS = "--coordinator-address, --num-processes and --process-id"
 # Variables that jax.distributed reads in a job step of SLURM and under Open MPI.

@@ -1,4 +1,4 @@
-"""The networks of Face-diffuser, sized by the configs of their checkpoints."""
+"""Networks of Face-diffuser, created from their architecture without allocating parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,18 +20,18 @@ from fd_jax.types import Params
 
 
 class Network(NamedTuple):
-    """A module without its parameters: `graphdef` is static, `abstract` their shapes."""
+    """Module without parameters: its static graph, and the shapes of its parameters."""
 
     graphdef: nnx.GraphDef
     abstract: Params
 
     def bind(self, params: Params) -> Any:
-        """Returns the module with `params`, for use inside a compiled function."""
+        """Creates the module with parameters, inside a jitted function."""
         return nnx.merge(self.graphdef, params)
 
 
 class _SameKey(nnx.RngStream):
-    """A stream that does not count: at 686 parameters, tracing its counter takes seconds."""
+    """Random stream without a counter: tracing one takes seconds at 686 parameters."""
 
     def __call__(self) -> jax.Array:
         return self.key[...]
@@ -40,7 +40,7 @@ class _SameKey(nnx.RngStream):
 def _network(make: Callable[..., nnx.Module]) -> Network:
     def module() -> nnx.Module:
         rngs = nnx.Rngs()
-        rngs.params = _SameKey(0, tag="params")
+        rngs.params = _SameKey(0, tag="params")  # pyright: ignore[reportAttributeAccessIssue]
         return make(rngs=rngs)
 
     graphdef, state = nnx.split(nnx.eval_shape(module))
@@ -48,7 +48,7 @@ def _network(make: Callable[..., nnx.Module]) -> Network:
 
 
 class Networks(NamedTuple):
-    """All networks, and the dtype they compute in. SDM and TDM share the graph of `unet`."""
+    """All networks, and the dtype of their computation. SDM and TDM share `unet`."""
 
     text_encoder: Network
     image_encoder: Network
@@ -59,26 +59,32 @@ class Networks(NamedTuple):
 
 
 def make_networks(
-    configs: Architecture,
+    architecture: Architecture,
     *,
     dtype: DTypeLike = jnp.float32,
     attention: AttentionKind = "auto",
     remat: Remat = "none",
 ) -> Networks:
-    """Returns all networks. Nothing is allocated.
+    """Creates all networks. No parameter is allocated.
+
+    Args:
+        architecture: Configs of the networks.
+        dtype: Dtype of the computation; parameters are float32.
+        attention: Implementation of attention in the UNet, see `ops.attention`.
+        remat: Activations that the UNet's backward pass rematerializes, see `ops.layers.remat`.
 
     Raises:
-        InputError: The networks do not fit together, or the kind of attention is unknown.
+        InputError: The networks do not fit together, or `attention` is unknown.
     """
-    configs.check()
+    architecture.check()
     check_kind(attention)
-    width = configs.text_encoder.hidden_size
+    width = architecture.text_encoder.hidden_size
     unet = {"dtype": dtype, "attention": attention, "remat": remat}
     return Networks(
-        _network(lambda rngs: TextEncoder(configs.text_encoder, dtype=dtype, rngs=rngs)),
-        _network(lambda rngs: ImageEncoder(configs.image_encoder, dtype=dtype, rngs=rngs)),
+        _network(lambda rngs: TextEncoder(architecture.text_encoder, dtype=dtype, rngs=rngs)),
+        _network(lambda rngs: ImageEncoder(architecture.image_encoder, dtype=dtype, rngs=rngs)),
         _network(lambda rngs: SubjectFusion(width, dtype=dtype, rngs=rngs)),
-        _network(lambda rngs: UNet(configs.unet, **unet, rngs=rngs)),
-        _network(lambda rngs: VAE(configs.vae, dtype=dtype, rngs=rngs)),
+        _network(lambda rngs: UNet(architecture.unet, **unet, rngs=rngs)),
+        _network(lambda rngs: VAE(architecture.vae, dtype=dtype, rngs=rngs)),
         jnp.dtype(dtype),
     )

@@ -101,7 +101,7 @@ def partition_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     axes = next(axes for pattern, axes in PARTITION_RULES if re.search(pattern, path))
     for axis in axes:
         if fsdp > 1 and shape[axis] % fsdp == 0:
-            spec = [None] * len(shape)
+            spec: list[str | None] = [None] * len(shape)
             spec[axis] = "fsdp"
             return P(*spec)
     return P()

@@ -1,1 +1,1 @@
-"""Everything that consumes the context or pixels: UNet and VAE."""
+"""Networks over latents and images: UNet and VAE."""

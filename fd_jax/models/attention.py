@@ -1,4 +1,4 @@
-"""Transformer between the convolutions of the UNet: self-attention, then the context."""
+"""Transformer of the UNet: self-attention over pixels, cross-attention to the context."""
 
 import jax
 from flax import nnx
@@ -9,11 +9,11 @@ from fd_jax.models.blocks import conv1x1, group_norm
 from fd_jax.ops.attention import AttentionKind, attention, attention_probs, weigh
 from fd_jax.types import Context
 
-AttentionMap = Float[Array, "b heads q k"]  # each query's probabilities over the keys
+AttentionMap = Float[Array, "b heads q k"]  # probabilities over the keys, of each query
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of `dim` channels to a context of `context_dim`."""
+    """Multi-head attention from `dim` channels to a context of `context_dim` channels."""
 
     def __init__(
         self,
@@ -25,7 +25,8 @@ class Attention(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.num_heads, self.kind = num_heads, kind
+        self.num_heads = num_heads
+        self.kind: AttentionKind = kind
         self.to_q = nnx.Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_k = nnx.Linear(context_dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_v = nnx.Linear(context_dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
@@ -34,10 +35,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b q c"], context: Float[Array, "b k d"], *, return_map: bool = False
     ) -> tuple[Float[Array, "b q c"], AttentionMap | None]:
-        def heads(y: Array) -> Array:
+        def split_heads(y: Array) -> Array:
             return y.reshape(*y.shape[:2], self.num_heads, -1)
 
-        q, k, v = heads(self.to_q(x)), heads(self.to_k(context)), heads(self.to_v(context))
+        q = split_heads(self.to_q(x))
+        k = split_heads(self.to_k(context))
+        v = split_heads(self.to_v(context))
         probs = None
         if return_map:
             probs = attention_probs(q, k)
@@ -48,7 +51,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU (arXiv:2002.05202): of eight times the width, one half gates the other."""
+    """Feed-forward network with GEGLU (arXiv:2002.05202): one half of the units gates the other."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.proj_in = nnx.Linear(dim, 8 * dim, dtype=dtype, rngs=rngs)
@@ -60,7 +63,7 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each on its own residual branch."""
+    """Self-attention, cross-attention and feed-forward network, each on a residual branch."""
 
     def __init__(
         self,
@@ -76,7 +79,9 @@ class TransformerBlock(nnx.Module):
             return nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
         attention = {"num_heads": num_heads, "kind": kind, "dtype": dtype, "rngs": rngs}
-        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.norm1 = norm()
+        self.norm2 = norm()
+        self.norm3 = norm()
         self.attn1 = Attention(dim, dim, **attention)
         self.attn2 = Attention(dim, context_dim, **attention)
         self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
@@ -92,15 +97,15 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A transformer block over the pixels of a feature map.
+    """Transformer block over the pixels of a feature map.
 
     Args:
-        dim: Channels of the feature map.
-        context_dim: Width of the context.
-        num_heads: Attention heads.
-        groups: Groups of the normalization in front.
-        kind: How self-attention and cross-attention are computed, see `attention`.
-        dtype: Dtype of the computation, except in norms and softmax.
+        dim: Number of channels of the feature map.
+        context_dim: Number of channels of the context.
+        num_heads: Number of attention heads.
+        groups: Number of groups of the first normalization.
+        kind: Implementation of attention, see `ops.attention`.
+        dtype: Dtype of the computation; norms and softmax stay float32.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 

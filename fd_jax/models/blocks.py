@@ -1,4 +1,4 @@
-"""Layers that the UNet and the VAE are built of."""
+"""Layers that UNet and VAE share."""
 
 from functools import partial
 
@@ -10,27 +10,28 @@ from jaxtyping import Array, Float
 
 
 def group_norm(channels: int, groups: int, eps: float, **kwargs) -> nnx.GroupNorm:
-    """Normalization over groups of channels, its statistics in float32 by PyTorch's two passes."""
+    """Creates a group normalization with statistics in float32, in two passes as in PyTorch."""
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=eps, use_fast_variance=False, **kwargs
     )
 
 
-# PyTorch pads both sides where Flax's default pads one, at stride 2.
+# Padding as in PyTorch: at stride 2, Flax's default pads one side alone.
 conv3x3 = partial(nnx.Conv, kernel_size=(3, 3), padding=1)
 conv1x1 = partial(nnx.Conv, kernel_size=(1, 1), padding=0)
 
 
 class ResBlock(nnx.Module):
-    """Norm, SiLU and convolution twice; the time embedding, if any, is added in between.
+    """Residual block: norm, SiLU and convolution twice, the time embedding added in between.
 
     Args:
-        in_channels: Width of the input. A 1x1 convolution joins it to the output if they differ.
-        out_channels: Width of the output.
-        time_dim: Width of the time embedding; None for the VAE, which has none.
-        groups: Groups of the normalizations.
+        in_channels: Number of input channels. If it differs from `out_channels`, the residual
+            connection is a 1x1 convolution.
+        out_channels: Number of output channels.
+        time_dim: Number of channels of the time embedding; None without one, as in the VAE.
+        groups: Number of groups of the normalizations.
         eps: Epsilon of the normalizations.
-        dtype: Dtype of the computation, except in the normalizations.
+        dtype: Dtype of the computation; normalizations stay float32.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
@@ -73,5 +74,5 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 def silu_conv_out(norm: nnx.GroupNorm, conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Array:
-    """The end of each of the networks."""
+    """Applies the output layers that UNet, encoder and decoder share."""
     return conv(jax.nn.silu(norm(x)))

@@ -1,4 +1,4 @@
-"""The UNet of Stable Diffusion 1.x, which both the TDM and the SDM are."""
+"""UNet of Stable Diffusion 1.x, the architecture of both TDM and SDM."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -21,16 +21,17 @@ Features = Float[Array, "b h w c"]
 
 
 class Level(nnx.Module):
-    """One level of the UNet: residual blocks, each followed by a transformer if it attends.
+    """Level of the UNet: residual blocks, each followed by a transformer where it attends.
 
     Args:
-        config: Sizes of the whole UNet.
-        widths: (in, out) channels of each residual block.
+        config: Architecture of the whole UNet.
+        widths: Input and output channels of each residual block.
         attends: Whether the level has transformers.
         dtype: Dtype of the computation.
-        kind: How attention is computed.
-        rngs: Keys for parameter initialization.
-        num_transformers: Fewer than residual blocks in the middle, which begins with a block.
+        kind: Implementation of attention, see `ops.attention`.
+        rngs: Keys for parameter initialization. None is kept after construction.
+        num_transformers: Number of transformers, by default one per residual block. The middle
+            level has one between two residual blocks.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class Level(nnx.Module):
         rngs: nnx.Rngs,
         num_transformers: int | None = None,
     ):
-        time_dim, groups = 4 * config.block_out_channels[0], config.norm_num_groups
-        common = {"groups": groups, "dtype": dtype, "rngs": rngs}
+        time_dim = 4 * config.block_out_channels[0]
+        common = {"groups": config.norm_num_groups, "dtype": dtype, "rngs": rngs}
         self.resnets = nnx.List(
             [ResBlock(*width, time_dim, eps=config.norm_eps, **common) for width in widths]
         )
@@ -61,13 +62,13 @@ class Level(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Predicts the noise in latents at a timestep, given a context.
+    """Predicts the noise in latents, given timestep and context.
 
     Args:
-        config: Sizes.
-        dtype: Dtype of the computation. Norms and softmax stay float32, parameters as they are.
-        attention: How attention is computed, see `attention`.
-        remat: What is computed again on the way back in place of being kept, see `remat`.
+        config: Architecture.
+        dtype: Dtype of the computation; norms, softmax and parameters stay float32.
+        attention: Implementation of attention, see `ops.attention`.
+        remat: Activations that the backward pass rematerializes, see `ops.layers.remat`.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
@@ -80,14 +81,17 @@ class UNet(nnx.Module):
         remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
-        channels, depth = config.block_out_channels, config.layers_per_block
+        channels = config.block_out_channels
+        depth = config.layers_per_block
         common = {"dtype": dtype, "rngs": rngs}
         level = {"kind": attention, **common}
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config = config
+        self.dtype = dtype
+        self.remat: Remat = remat
         self.conv_in = conv3x3(config.in_channels, channels[0], **common)
         self.time_embedding = TimeEmbedding(channels[0], **common)
 
-        skips = [channels[0]]  # widths of what the way down keeps for the way up
+        skips = [channels[0]]  # channels of the skip connections from the down path to the up path
         width = channels[0]
         down, downsamplers = [], []
         for i, (out, attends) in enumerate(zip(channels, config.has_attention, strict=True)):
@@ -124,12 +128,12 @@ class UNet(nnx.Module):
         self.conv_out = conv3x3(channels[0], config.out_channels, **common)
 
     def __call__(self, x: Latents, t: Int[Array, " b"], context: Context) -> Latents:
-        """Returns the predicted noise in float32.
+        """Predicts the noise, in float32.
 
         Args:
             x: Noisy latents. Height and width are multiples of `config.downscale`.
             t: Timesteps, 0..999.
-            context: Text encoding, maybe augmented with subjects.
+            context: Text embeddings, with or without subjects.
         """
         return self.with_maps(x, t, context, ())[0]
 
@@ -137,18 +141,18 @@ class UNet(nnx.Module):
     def with_maps(
         self, x: Latents, t: Int[Array, " b"], context: Context, levels: Collection[str]
     ) -> tuple[Latents, dict[str, AttentionMap]]:
-        """Returns the predicted noise and the cross-attention maps of some levels.
+        """Predicts the noise, and returns the cross-attention maps of some levels.
 
         Args:
             x: Noisy latents.
             t: Timesteps.
-            context: What the maps are over.
-            levels: Names such as `down_blocks.1`, `mid_block`, `up_blocks.2`; those without
-                cross-attention give no map.
+            context: Text embeddings, the keys of the maps.
+            levels: Names such as `down_blocks.1`, `mid_block`, `up_blocks.2`. A level without
+                cross-attention has no map.
 
         Returns:
-            The noise, and by name of the layer (`down_blocks.1.attentions.0`) its probabilities
-            in float32. The queries are pixels, row by row.
+            The predicted noise, and the attention map in float32 of each layer, by its name
+            (`down_blocks.1.attentions.0`). Queries are pixels, row by row.
         """
         maps: dict[str, AttentionMap] = {}
 
@@ -167,9 +171,9 @@ class UNet(nnx.Module):
                 maps[f"{name}.attentions.{i}"] = probs
             return h
 
-        x, context = x.astype(self.dtype), context.astype(self.dtype)
+        context = context.astype(self.dtype)
         temb = self.time_embedding(t)
-        h = self.conv_in(x)
+        h = self.conv_in(x.astype(self.dtype))
         skips = [h]
         for i, level in enumerate(self.down_blocks):
             for j in range(len(level.resnets)):
@@ -180,7 +184,9 @@ class UNet(nnx.Module):
                 skips.append(h)
 
         first, last = self.mid_block.resnets
-        h = run(last, attend("mid_block", self.mid_block, 0, run(first, h, temb)), temb)
+        h = run(first, h, temb)
+        h = attend("mid_block", self.mid_block, 0, h)
+        h = run(last, h, temb)
 
         for i, level in enumerate(self.up_blocks):
             for j in range(len(level.resnets)):
@@ -198,10 +204,11 @@ def _call(block: Callable[..., Any], *args: Array, **static: bool) -> Any:
 
 
 class TimeEmbedding(nnx.Module):
-    """A two-layer network over the sinusoids of a timestep."""
+    """Two-layer network over the sinusoidal embedding of a timestep."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.dim, self.dtype = dim, dtype
+        self.dim = dim
+        self.dtype = dtype
         self.linear_1 = nnx.Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
         self.linear_2 = nnx.Linear(4 * dim, 4 * dim, dtype=dtype, rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""The autoencoder between images and latents (AutoencoderKL)."""
+"""Autoencoder between images and latents (AutoencoderKL of Stable Diffusion)."""
 
 import itertools
 from typing import NamedTuple
@@ -18,14 +18,14 @@ Features = Float[Array, "b h w c"]
 
 
 class Posterior(NamedTuple):
-    """Normal distribution of unscaled latents."""
+    """Normal distribution over unscaled latents, given an image."""
 
     mean: Float[Array, "b h w 4"]
     logvar: Float[Array, "b h w 4"]
 
 
 class PixelAttention(nnx.Module):
-    """Self-attention with a single head over all pixels."""
+    """Single-head self-attention over all pixels."""
 
     def __init__(self, dim: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.group_norm = group_norm(dim, groups, _EPS, dtype=dtype, rngs=rngs)
@@ -42,7 +42,7 @@ class PixelAttention(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Residual block, attention, residual block."""
+    """Middle level: residual block, attention, residual block."""
 
     def __init__(self, dim: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         common = {"groups": groups, "dtype": dtype, "rngs": rngs}
@@ -54,7 +54,7 @@ class Middle(nnx.Module):
 
 
 class ResBlocks(nnx.Module):
-    """The residual blocks of one level."""
+    """Residual blocks of a level."""
 
     def __init__(self, dims: list[int], *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         common = {"eps": _EPS, "groups": groups, "dtype": dtype, "rngs": rngs}
@@ -68,10 +68,11 @@ class ResBlocks(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Image to the eight numbers per pixel that describe the posterior."""
+    """Maps an image to the parameters of the posterior, eight per latent pixel."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        channels, groups = config.block_out_channels, config.norm_num_groups
+        channels = config.block_out_channels
+        groups = config.norm_num_groups
         common = {"dtype": dtype, "rngs": rngs}
         self.conv_in = conv3x3(3, channels[0], **common)
         widths = [channels[0], *channels]
@@ -81,7 +82,7 @@ class Encoder(nnx.Module):
                 for i, out in enumerate(channels)
             ]
         )
-        # Padded at the right and bottom alone, unlike the UNet.
+        # Padding at the right and bottom alone, unlike in the UNet.
         self.downsamplers = nnx.List(
             [conv3x3(c, c, strides=2, padding=((0, 1), (0, 1)), **common) for c in channels[:-1]]
         )
@@ -99,14 +100,16 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Unscaled latents to an image."""
+    """Maps unscaled latents to an image."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+        channels = config.block_out_channels[::-1]
+        groups = config.norm_num_groups
         common = {"dtype": dtype, "rngs": rngs}
         self.conv_in = conv3x3(4, channels[0], **common)
         self.mid_block = Middle(channels[0], groups=groups, **common)
-        widths, depth = [channels[0], *channels], config.layers_per_block + 1
+        widths = [channels[0], *channels]
+        depth = config.layers_per_block + 1
         self.up_blocks = nnx.List(
             [
                 ResBlocks([widths[i]] + [out] * depth, groups=groups, **common)
@@ -127,16 +130,17 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """Encoder and decoder.
+    """Variational autoencoder: encoder and decoder.
 
     Args:
-        config: Sizes.
-        dtype: Dtype of the computation, except in norms and softmax.
+        config: Architecture.
+        dtype: Dtype of the computation; norms and softmax stay float32.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtype
+        self.config = config
+        self.dtype = dtype
         common = {"dtype": dtype, "rngs": rngs}
         self.encoder = Encoder(config, **common)
         self.decoder = Decoder(config, **common)
@@ -144,12 +148,12 @@ class VAE(nnx.Module):
         self.post_quant_conv = conv1x1(4, 4, **common)
 
     def encode(self, image: Images) -> Posterior:
-        """Returns the distribution of unscaled latents, in float32."""
-        moments = self.quant_conv(self.encoder(image.astype(self.dtype))).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        """Encodes an image to the posterior over its unscaled latents, in float32."""
+        parameters = self.quant_conv(self.encoder(image.astype(self.dtype))).astype(jnp.float32)
+        mean, logvar = jnp.split(parameters, 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30, 20))
 
     def decode(self, latents: Latents) -> Float[Array, "b h2 w2 3"]:
-        """Returns the image, in float32 and about [-1, 1], of scaled latents."""
+        """Decodes scaled latents to an image, in float32 and about [-1, 1]."""
         z = (latents / self.config.scaling_factor).astype(self.dtype)
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)

@@ -1,1 +1,1 @@
-"""."""
+"""Functions of arrays without parameters: attention, embeddings, resizing."""

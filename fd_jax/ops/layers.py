@@ -1,4 +1,4 @@
-"""Functions of arrays without parameters: embeddings, activations, resizing, rematerialization."""
+"""Small functions of arrays: embeddings, activations, resizing, rematerialization."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -14,10 +14,10 @@ Remat = Literal["none", "dots", "blocks"]
 
 
 def time_embedding(t: Int[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
-    """Cosines, then sines, of timesteps `t` at `dim / 2` frequencies from 1 down to 1e-4.
+    """Embeds timesteps as cosines, then sines, at `dim / 2` frequencies from 1 down to 1e-4.
 
-    Not quite to 1e-4: Stable Diffusion divides by dim / 2, where Eq. 5 of arXiv:1706.03762 would
-    reach its end.
+    As in Stable Diffusion the last frequency is a little higher than 1e-4: exponents are divided by
+    dim / 2, not dim / 2 - 1.
     """
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(dim // 2) / (dim // 2))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -25,25 +25,25 @@ def time_embedding(t: Int[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """CLIP's activation, x * sigmoid(1.702 x)."""
+    """Applies CLIP's activation, x * sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
-    """Bilinear interpolation with half-pixel centres, antialiased where it shrinks."""
+    """Resizes images bilinearly with half-pixel centres, antialiased where it shrinks them."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear")
 
 
 def remat(function: Callable[..., Any], kind: Remat) -> Callable[..., Any]:
-    """Returns the function, differentiated with less memory for more time.
+    """Wraps a function so that its backward pass takes less memory and more time.
 
     Args:
         function: A block of a network.
-        kind: `none` keeps what the way back needs; `dots` keeps the products of matrices and
-            computes the rest again; `blocks` keeps what goes into the block alone.
+        kind: Activations that are rematerialized: `none`; with `dots` all but the results of
+            matrix products; with `blocks` all but the inputs of the block.
 
     Raises:
-        InputError: The kind is unknown.
+        InputError: `kind` is none of these.
     """
     if kind not in get_args(Remat):
         raise InputError(f"remat is {kind!r}, expected one of {get_args(Remat)}")
@@ -55,16 +55,16 @@ def remat(function: Callable[..., Any], kind: Remat) -> Callable[..., Any]:
 
 
 def num_params(tree: object) -> int:
-    """How many numbers the arrays of `tree`, or their shapes, hold."""
+    """Counts the elements of a tree's arrays, or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def as_dtype(name: DTypeLike) -> jnp.dtype:
-    """The dtype of computation that `name` stands for. Raises InputError."""
+    """Converts a name to a dtype of computation. Raises InputError for other dtypes."""
     try:
         dtype = jnp.dtype(name)
     except TypeError:
         dtype = None
-    if dtype not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
+    if dtype is None or dtype not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
         raise InputError(f"dtype is {name!r}, expected 'float32' or 'bfloat16'")
     return dtype
