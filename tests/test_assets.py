@@ -1,4 +1,4 @@
-"""What comes with the package: the prompts it is shown with, and the models themselves."""
+"""Files of the package: the bundled models, and the prompts that show them."""
 
 import jax
 import numpy as np

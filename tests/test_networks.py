@@ -32,7 +32,7 @@ def networks(request, configs):
 
 
 def test_sizes_of_the_real_networks():
-    """Those of Stable Diffusion 1.5 and CLIP ViT-L/14, whose projection has no bias."""
+    """Stable Diffusion 1.5, and CLIP ViT-L/14, whose projection has no bias."""
     networks = make_networks(Architecture())
     found = {name: num_params(getattr(networks, name).abstract) for name in NAMES}
     assert found == {
@@ -61,7 +61,7 @@ def test_parameters_are_float32_whatever_computes(networks):
 
 
 def test_networks_are_those_that_flax_makes(configs):
-    """Which draws a new key for each parameter."""
+    """Flax itself draws a new key for each parameter; ours share one."""
     networks = make_networks(configs)
     width = configs.text_encoder.hidden_size
     makers = {
@@ -87,7 +87,7 @@ def test_modules_hold_the_parameters_they_are_given(networks):
 
 
 def test_bound_networks_compute(networks, configs):
-    """In the dtype they were made for, and with parameters that the function is given."""
+    """They compute in their dtype, with the parameters that the function is given."""
     fusion, dtype = networks.subject_fusion, networks.dtype
     width = configs.text_encoder.hidden_size
     text, subjects = normal((1, 5, width), dtype=dtype), normal((1, 2, width), 1, dtype)

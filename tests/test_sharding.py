@@ -126,7 +126,7 @@ def compiled():
 
 
 def collectives(program):
-    """Whatever moves numbers between devices."""
+    """Returns the instructions that move numbers between devices."""
     text = program.as_text()
     assert f"num_partitions={jax.device_count()}" in text
     return [line.strip() for line in text.splitlines() if COLLECTIVE.search(line)]

@@ -1,4 +1,4 @@
-"""Small items and folders in the layout of FFHQ-FastComposer, made by code."""
+"""Small items and folders in the layout of FFHQ-FastComposer."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def person(number, label="person"):
 
 
 def item(count=1, *, height=32, width=48, seed=0, **changes):
-    """What the files of an item hold: `count` people in a caption of all `WORDS`."""
+    """Makes the contents of an item's files: `count` people in a caption of all `WORDS`."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Scripts of the project in processes of their own, alone or several together."""
+"""Runs the project's scripts in processes of their own, alone or several together."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ def start(script: str, arguments: list[str], log: pathlib.Path, *, devices: int)
     """Starts a script on so many virtual CPU devices; what it prints goes to `log`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # What is compiled runs a few times only.
+        # Compiled functions run a few times only.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(log.parent / "compiled"),

@@ -76,7 +76,7 @@ def test_transformer_without_its_last_layer_is_the_identity(transformer):
 
 
 def test_attention_computes_no_map_unless_asked(transformer):
-    """In blocks of queries, no array has all of them beside the tokens."""
+    """Without maps, queries are processed in blocks: no array has all of them beside the tokens."""
     x, context = normal((2, 24, 25, 6)), normal((2, 7, 10))
 
     def has_map(return_map):
@@ -100,6 +100,6 @@ def test_feed_forward_is_gated_by_the_exact_gelu(gate):
 
     y = fast_jit(lambda layer, x: layer(x))(layer, jnp.ones((1, 1, 3)))
 
-    # Of the normal distribution 0.8413447 is below 1; the tanh approximation has 0.8411920.
+    # The normal distribution function of 1 is 0.8413447; the tanh approximation has 0.8411920.
     gelu = {-30.0: 0, 0.0: 0, 1.0: 0.8413447, 30.0: 30}[gate]
     np.testing.assert_allclose(y[0, 0], gelu * value[:3], rtol=1e-6)

@@ -66,7 +66,7 @@ def test_group_norm_of_bfloat16_has_statistics_in_float32():
 
 
 def test_convolution_with_stride_looks_to_both_sides():
-    """As PyTorch's padding=1: the first output is centred on the first pixel."""
+    """Padding is as in PyTorch: the first output is centred on the first pixel."""
     conv = conv3x3(1, 1, strides=2, use_bias=False, rngs=nnx.Rngs(0))
     conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     x = normal((1, 6, 4, 1))

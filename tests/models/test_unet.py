@@ -53,7 +53,7 @@ def seen(unet):
 
 
 def test_noise_has_the_shape_of_the_latents(predict):
-    """Which need not be square."""
+    """Latents need not be square."""
     eps = predict(X, T, CONTEXT)
 
     assert eps.shape == X.shape
@@ -138,7 +138,7 @@ def test_the_context_has_no_order_of_its_own(predict):
 
 
 def test_every_pixel_reaches_every_pixel(predict):
-    """Through self-attention, farther than the convolutions reach."""
+    """Self-attention reaches farther than the convolutions."""
     moved = predict(X.at[:, 0, 0].add(1.0), T, CONTEXT) - predict(X, T, CONTEXT)
 
     assert (jnp.abs(moved).max(axis=-1) > 0).all()
@@ -156,7 +156,7 @@ def test_bfloat16_is_close():
 
 
 def test_gradients_flow_through_maps():
-    """To all that comes before the map, and to nothing behind it."""
+    """Parameters before the map have a gradient, parameters behind it have none."""
     graphdef, params = split(UNet, SMALL)
 
     @fast_jit

@@ -67,7 +67,7 @@ def test_the_encoder_pads_right_and_bottom(vae, tap, expected):
 
 
 def test_logvar_is_clipped(vae):
-    """And the mean, beside it, is not."""
+    """The mean beside it is not clipped."""
     vae.quant_conv.bias[...] = np.array([1e3, -1e3, 0, 0, 1e3, -1e3, 0, 0], np.float32)
 
     mean, logvar = encode(vae, IMAGES)
@@ -92,7 +92,7 @@ def test_latents_are_scaled(vae):
 
 
 def test_every_pixel_reaches_every_pixel(vae):
-    """Through attention, farther than the convolutions reach."""
+    """Attention reaches farther than the convolutions."""
     moved = decode(vae, LATENTS.at[:, 0, 0].add(1.0)) - decode(vae, LATENTS)
 
     assert (jnp.abs(moved).max(axis=-1) > 0).all()
