@@ -31,7 +31,7 @@ def test_requirements_are_those_of_the_package():
 
     extras = PROJECT["project"]["optional-dependencies"]
     needed = set(PROJECT["project"]["dependencies"])
-    needed |= {*extras["train"], *extras["evaluation"], *extras["test"]}
+    needed |= {*extras["train"], *extras["prepare"], *extras["evaluation"], *extras["test"]}
     assert listed == {entry for entry in needed if not entry.startswith("fd_jax")}
 
 

@@ -1,4 +1,4 @@
-"""The mesh, and that the compiled programs leave a divided batch where it is."""
+"""The mesh, and compiled functions, which leave a sharded batch where it is."""
 
 import dataclasses
 import re
@@ -92,7 +92,7 @@ def test_no_rows_make_no_batches():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """All programs, compiled for two images a device, and the layout of the states they make."""
+    """Jitted functions of the sampler, compiled for two images per device."""
     networks = make_networks(CONFIGS, attention="chunked")
     parts = ("text_encoder", "image_encoder", "subject_fusion", "unet", "unet", "vae")
     params = ModelParams(*(random_params(getattr(networks, p).abstract, 0, p) for p in parts))

@@ -20,9 +20,10 @@ def write_run(
     configs: Architecture,
     schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 - frozen
 ) -> pathlib.Path:
-    """Writes a run whose averages are `params`: half of each part trained, the rest frozen.
+    """Writes a run whose EMA parameters are `params`: half of each part trained, the rest frozen.
 
-    What was trained itself is larger by one, and in the first of the two checkpoints by two more.
+    Trained parameters are larger than their EMA by one; in the first of the two checkpoints both
+    are larger by two more.
     """
     leaves = jax.tree.map(jnp.asarray, flat(params))
     trained = {name: leaves[name] for name in sorted(leaves)[::2]}
