@@ -46,6 +46,7 @@ def caption_photographs(
     if asked:
         try:
             with path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # after a line that was cut short
                 lines = _run(command, [root / photograph for photograph in asked])
                 progress = tqdm(lines, total=len(asked), unit="caption", desc="Captioning")
                 for photograph, caption in zip(asked, progress, strict=True):
