@@ -22,6 +22,7 @@ from fd_jax.data.prepare.left_out import LeftOut, Reason
 from fd_jax.data.prepare.masks import people_map, read_mask, segment_people
 from fd_jax.data.prepare.phrases import find_phrases
 from fd_jax.errors import OutputError
+from fd_jax.files import atomic_file
 
 _THUMBNAIL = 16  # pixels
 
@@ -112,13 +113,11 @@ def make_item(task: Task, config: ItemConfig, out: Path) -> Result:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file under its name once it is complete. Raises OutputError."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

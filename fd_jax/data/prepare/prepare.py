@@ -24,6 +24,7 @@ from fd_jax.data.prepare.lost_words import note_lost_words
 from fd_jax.data.prepare.masks import find_mask
 from fd_jax.data.prepare.workers import make_items
 from fd_jax.errors import InputError
+from fd_jax.files import local_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig) -> list[Result]
         OutputError: A file cannot be written.
     """
     opencv()
+    photographs, out = local_path(photographs), local_path(out)
     _check_folders(photographs, out, config)
     default = None
     if config.caption is not None:
