@@ -1,4 +1,4 @@
-"""The transformer layers that both towers of CLIP are built of."""
+"""Transformer layers of CLIP's text and image encoders."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ layer_norm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention, maybe under a mask."""
+    """Multi-head self-attention, with an optional mask."""
 
     def __init__(self, dim: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.num_heads = num_heads
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and MLP, each normalized first and added to its input."""
+    """Pre-norm transformer layer: self-attention and MLP, each with a residual connection."""
 
     def __init__(
         self, dim: int, num_heads: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs

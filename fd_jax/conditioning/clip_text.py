@@ -1,4 +1,4 @@
-"""CLIP's text tower."""
+"""CLIP's text encoder."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,16 +10,17 @@ from fd_jax.types import Context, Tokens
 
 
 class TextEncoder(nnx.Module):
-    """Tokens to their encodings after the final normalization.
+    """Encodes tokens to hidden states after the final normalization.
 
     Args:
-        config: Sizes.
+        config: Architecture of the encoder.
         dtype: Dtype of the computation, except in norms and softmax.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        dim, common = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        dim = config.hidden_size
+        common = {"dtype": dtype, "rngs": rngs}
         self.config = config
         self.token_embedding = nnx.Embed(config.vocab_size, dim, **common)
         self.position_embedding = nnx.Embed(config.max_length, dim, **common)
@@ -34,8 +35,8 @@ class TextEncoder(nnx.Module):
     def __call__(self, input_ids: Tokens) -> Context:
         """Encodes tokens, each of which sees itself and those before it.
 
-        There is no padding mask: what pads a short prompt is encoded too, and Stable Diffusion
-        was trained to read it.
+        There is no padding mask: the padding of a short prompt is encoded too, as it was in the
+        training of Stable Diffusion.
         """
         length = input_ids.shape[1]
         positions = self.position_embedding(jnp.arange(length))

@@ -1,4 +1,4 @@
-"""CLIP's vision tower, from subject pixels to one embedding per subject."""
+"""CLIP's image encoder: subject pixels to one embedding per subject."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,25 +9,27 @@ from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.conditioning.clip_layers import EncoderLayer, layer_norm
 from fd_jax.ops.layers import resize
 
-# What CLIP normalizes its images with (github.com/openai/CLIP).
+# Mean and standard deviation by which CLIP normalizes images (github.com/openai/CLIP).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageEncoder(nnx.Module):
-    """Pixels to the projected encoding of the class token.
+    """Encodes images to the projected hidden state of the class token.
 
     Args:
-        config: Sizes.
+        config: Architecture of the encoder.
         dtype: Dtype of the computation, except in norms and softmax.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
     def __init__(self, config: CLIPVisionConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        dim, common = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        dim = config.hidden_size
+        common = {"dtype": dtype, "rngs": rngs}
         patch = (config.patch_size, config.patch_size)
         num_patches = (config.image_size // config.patch_size) ** 2
-        self.config, self.dtype = config, dtype
+        self.config = config
+        self.dtype = dtype
         self.class_embedding = nnx.Param(jnp.zeros((dim,)))
         self.patch_embedding = nnx.Conv(
             3, dim, patch, strides=patch, padding="VALID", use_bias=False, **common
@@ -44,7 +46,7 @@ class ImageEncoder(nnx.Module):
         self.visual_projection = nnx.Linear(dim, config.projection_dim, use_bias=False, **common)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Returns embeddings of images in [0, 1] of any size, not normalized."""
+        """Returns embeddings, not normalized, of images in [0, 1] of any size."""
         size = self.config.image_size
         pixels = resize(pixels, (size, size))
         mean, std = jnp.array(MEAN)[None, None, None], jnp.array(STD)[None, None, None]

@@ -11,7 +11,7 @@ from fd_jax.types import Context, HasSubject, SubjectEmbeds, SubjectIndex
 
 
 class FusionMLP(nnx.Module):
-    """fc2(gelu(fc1(norm(x)))), with the exact GELU."""
+    """Computes fc2(gelu(fc1(norm(x)))), with the exact GELU."""
 
     def __init__(self, in_dim: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.layernorm = layer_norm(in_dim, dtype=dtype, rngs=rngs)
@@ -23,10 +23,10 @@ class FusionMLP(nnx.Module):
 
 
 class SubjectFusion(nnx.Module):
-    """Replaces the encoding of each subject's token by a mixture of it and the subject.
+    """Replaces each subject's token embedding by a mixture of it and the subject's embedding.
 
     Args:
-        dim: Width of the text encoding and of the subjects' embeddings.
+        dim: Width of text and subject embeddings.
         dtype: Dtype of the computation, except in norms.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
@@ -50,12 +50,12 @@ class SubjectFusion(nnx.Module):
             text: Output of the text encoder.
             subjects: Output of the image encoder.
             index: Position of each subject's token.
-            has_subject: Which subjects there are. The others change nothing.
+            has_subject: Whether each subject is present; absent ones change nothing.
         """
         psi = jnp.take_along_axis(text, index[:, :, None], axis=1)
         h = self.mlp1(jnp.concatenate([psi, subjects.astype(psi.dtype)], axis=-1)) + psi
         h = self.layer_norm(self.mlp2(h) + h)
-        # An absent subject's position is beyond the end, where `drop` writes nothing.
+        # Absent subjects get a position beyond the end, where mode `drop` writes nothing.
         index = jnp.where(has_subject, index, text.shape[1])
-        # Row by row: indices of rows would gather a batch that is divided over devices.
+        # Row by row: indexing the batch axis would gather a sharded batch.
         return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(text, index, h)

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from fd_jax.errors import OutputError
 from fd_jax.files import atomic_file
 
-# What Pillow raises on damaged PNG files.
+# Errors that Pillow raises on damaged PNG files.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, struct.error)
 _DAMAGE += (Image.DecompressionBombError,)
 
@@ -28,15 +28,15 @@ def write_png(
     *,
     overwrite: bool,
 ) -> None:
-    """Writes a picture and the settings that it was made with, whole or not at all.
+    """Writes a picture and its settings atomically.
 
     Args:
         path: A file in a folder that exists.
-        image: Levels of RGB.
+        image: RGB image.
         settings: One PNG text chunk each, named by printable ASCII such as `prompt` or `seed`.
             Strings are stored as they are, anything else as JSON.
-        overwrite: Whether to replace the file if it exists. Otherwise none is ever replaced, even
-            if another process writes it at the same time.
+        overwrite: Whether to replace an existing file. If not, a file that another process writes
+            at the same time is not replaced either.
 
     Raises:
         OutputError: The file exists already or cannot be written, or a setting cannot be stored.
@@ -52,7 +52,7 @@ def write_png(
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, str]:
-    """Returns what `write_png` stored, without parsing the values that are JSON.
+    """Returns the settings that `write_png` stored; JSON values are not parsed.
 
     Raises:
         OutputError: The file is missing, damaged, or no PNG file.

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]  # of any size: those of one sheet may differ
 INK = (30, 30, 30)
-_SHEET_WIDTH = 4096  # about; many pictures share it, a few do not fill it
+_SHEET_WIDTH = 4096  # approximate; many pictures share it, a few do not fill it
 _CELL_SIDES = 128, 512
-_SMALL = 192  # about what smaller pictures are enlarged to
+_SMALL = 192  # approximate side that smaller pictures are enlarged to
 _LABEL_WIDTH = 128
 _LABEL_LINES = 3
-_LABEL_LENGTH = 400  # more is not worth measuring
+_LABEL_LENGTH = 400  # characters; longer labels are cut before they are measured
 _GAP, _SMALL_GAP = 12, 6
 
 
@@ -33,8 +33,8 @@ def contact_sheet(
 
     Args:
         images: One or more, in the order of reading.
-        labels: One line or a few for each; what does not fit ends in an ellipsis.
-        references: For each picture the photographs of its subjects, shown small above it.
+        labels: One label each, of a few lines at most; longer ones end in an ellipsis.
+        references: Photographs of each picture's subjects, shown small above it.
 
     Raises:
         ValueError: There is no picture, or not one label and one row of references for each.
@@ -93,7 +93,7 @@ def scaled(image: Pixels, side: int) -> Image.Image:
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
     """Returns the lines of `text` that fit, the last with an ellipsis if they are not all.
 
-    Letters become what Pillow's own font can draw: accents go, and what else it lacks is a box.
+    Letters are reduced to those of Pillow's font: accents are dropped, others become a box.
     """
     if len(text) > _LABEL_LENGTH:
         text = text[:_LABEL_LENGTH] + "..."
@@ -131,7 +131,7 @@ def text_block(
 
 
 def _strip(pictures: Sequence[Image.Image], side: int) -> Image.Image:
-    """A row of pictures, each in the middle of its square."""
+    """Draws a row of pictures, each in the middle of its square."""
     stride = side + _SMALL_GAP
     strip = Image.new("RGB", (max(0, len(pictures) * stride - _SMALL_GAP), side), "white")
     for i, picture in enumerate(pictures):
@@ -141,6 +141,6 @@ def _strip(pictures: Sequence[Image.Image], side: int) -> Image.Image:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> int:
-    """How many letters fit, one at least."""
+    """Returns how many letters fit, at least one."""
     ends = range(2, len(text) + 1)
     return 1 + bisect.bisect_right(ends, width, key=lambda end: font.getlength(text[:end]))

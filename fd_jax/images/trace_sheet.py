@@ -1,4 +1,4 @@
-"""What the sampler did over the steps, as one picture."""
+"""Draws predictions, saliency maps and masks over the steps of sampling."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,19 @@ from PIL import Image, ImageDraw, ImageFont
 from fd_jax.errors import InputError
 from fd_jax.images.sheets import INK, scaled, text_block, wrap
 
-# Dark to light at an even pace, so that equal differences of saliency look equal.
+# Dark to light in perceptually even steps, so that equal differences of saliency look equal.
 _HEAT = (
-    *((8, 6, 24), (62, 17, 104), (133, 36, 118)),
-    *((208, 68, 86), (246, 138, 52), (253, 238, 170)),
+    (8, 6, 24),
+    (62, 17, 104),
+    (133, 36, 118),
+    (208, 68, 86),
+    (246, 138, 52),
+    (253, 238, 170),
 )
 _TDM, _SDM = (68, 119, 170), (238, 119, 51)  # told apart by the colour-blind too
 _HATCHING = (228, 228, 228), (206, 206, 206)
 
-_SHEET_WIDTH = 2400  # of the panels, if there are many
+_SHEET_WIDTH = 2400  # width of all panels, if there are many
 _PANEL_SIDES = 96, 256
 _MARGIN, _PADDING, _GAP = 28, 14, 6
 
@@ -36,11 +40,11 @@ def trace_sheet(
     """Returns a grid with a column per step: the predicted image, saliency maps and the mask.
 
     Args:
-        predicted: The image that each step expects in the end.
-        tdm_saliency: NaN where the model did not run. Each map is drawn between its own extremes:
-            a softmax over pixels hardly varies beside its mean.
-        sdm_saliency: The same of the other model.
-        mask: 1 where the noise was taken from the SDM, 0 where from the TDM.
+        predicted: Image predicted at each step.
+        tdm_saliency: Saliency of the TDM; NaN where it did not run. Each map is scaled to its own
+            range, as a softmax over pixels varies little around its mean.
+        sdm_saliency: Saliency of the SDM, likewise.
+        mask: Share of the SDM in the noise, 0..1.
         steps: Heading of each column, such as `16 fusion`.
         title: Heading of the sheet.
 
@@ -90,7 +94,7 @@ def trace_sheet(
 
 def _heat_map(saliency: Float[np.ndarray, "lh lw"], size: tuple[int, int]) -> Image.Image:
     lowest, highest = saliency.min(), saliency.max()  # both NaN where the model did not run
-    # What differs by rounding alone is flat.
+    # Differences of rounding alone count as flat.
     is_flat = highest - lowest <= 1e-6 * abs(highest)
     return _coloured((saliency - lowest) / (1 if is_flat else highest - lowest), size, _HEAT)
 

@@ -1,4 +1,4 @@
-"""Prompt files: what to generate, one JSON object a line."""
+"""Reads prompt files, which hold one JSON object per picture and line."""
 
 import codecs
 import functools
@@ -33,23 +33,23 @@ class PromptFileError(InputError):
 
 
 class PromptLine(NamedTuple):
-    """One picture to generate."""
+    """A line of a prompt file: one picture to sample."""
 
-    line: int  # of the prompt file, from 1
+    line: int  # number of the line, from 1
     prompt: str
-    references: tuple[Path, ...]  # one photograph for each marker of the prompt, in its order
-    seed: int | None  # None where the file leaves it open
-    output: str  # file name that no other request of the file has, in any letters' case
+    references: tuple[Path, ...]  # one photograph per marker, in the order of the prompt
+    seed: int | None  # None if the line gives none
+    output: str  # file name, unique in the file in any letters' case
     negative_prompt: str
 
     @property
     def trace(self) -> str:
-        """File name of the drawing of what the models did."""
+        """File name of the trace."""
         return f"{Path(self.output).stem}_trace.png"
 
 
 class BadLine(NamedTuple):
-    """A line of a prompt file that holds no usable request."""
+    """A line of a prompt file that cannot be used."""
 
     line: int
     reason: str
@@ -58,7 +58,7 @@ class BadLine(NamedTuple):
 def read_prompt_file(
     path: str | os.PathLike, *, traces: bool = False
 ) -> tuple[list[PromptLine], list[BadLine]]:
-    """Returns the requests of a prompt file, and the lines that hold none with the reason.
+    """Returns the lines of a prompt file, and those that cannot be used with the reason.
 
     A line is a JSON object such as
 
@@ -71,7 +71,7 @@ def read_prompt_file(
 
     Args:
         path: The prompt file.
-        traces: Whether each picture's trace needs a name of its own, too.
+        traces: Whether each picture has a trace, which needs a unique name too.
 
     Raises:
         PromptFileError: The file is missing or cannot be read.
@@ -85,21 +85,23 @@ def read_prompt_file(
 
     _check_encoding(path, content)
     is_file = functools.cache(os.path.isfile)  # a few photographs may serve many prompts
-    requests, bad_lines, line_of_name = [], [], {}
-    for line, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    lines: list[PromptLine] = []
+    bad_lines: list[BadLine] = []
+    line_of_name: dict[str, int] = {}
+    for number, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         text = text.strip()
         if not text or text.startswith(b"#"):
             continue
         try:
-            request = _request(line, _decode(text), path.parent, is_file)
-            names = {"output": request.output} | ({"trace": request.trace} if traces else {})
-            claimed = [_claim(kind, name, line_of_name) for kind, name in names.items()]
+            line = _parse_line(number, _decode(text), path.parent, is_file)
+            names = {"output": line.output} | ({"trace": line.trace} if traces else {})
+            claimed = [_claim(role, name, line_of_name) for role, name in names.items()]
         except PromptFileError as error:
-            bad_lines.append(BadLine(line, str(error)))
+            bad_lines.append(BadLine(number, str(error)))
         else:
-            line_of_name |= dict.fromkeys(claimed, line)
-            requests.append(request)
-    return requests, bad_lines
+            line_of_name |= dict.fromkeys(claimed, number)
+            lines.append(line)
+    return lines, bad_lines
 
 
 def _check_encoding(path: Path, content: bytes) -> None:
@@ -115,7 +117,7 @@ def _check_encoding(path: Path, content: bytes) -> None:
 
 def _decode(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+        content = json.loads(text.decode(), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise PromptFileError(f"not valid UTF-8 at byte {error.start + 1} of the object") from error
     except json.JSONDecodeError as error:
@@ -126,38 +128,38 @@ def _decode(text: bytes) -> dict[str, Any]:
         raise
     except ValueError as error:  # a number of thousands of digits
         raise PromptFileError(f"cannot be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise PromptFileError(
-            f"{_kind(found)}, expected an object with the keys {', '.join(_KEYS)}"
+            f"{_json_type(content)}, expected an object with the keys {', '.join(_KEYS)}"
         )
-    return found
+    return content
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = {}
+    content = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise PromptFileError(f"key {key!r:.80} appears more than once")
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
-def _request(
-    line: int, found: dict[str, Any], folder: Path, is_file: Callable[[Path], bool]
+def _parse_line(
+    number: int, content: dict[str, Any], folder: Path, is_file: Callable[[Path], bool]
 ) -> PromptLine:
-    for key in found:
+    for key in content:
         if key not in _KEYS:
             raise PromptFileError(f"unknown key {key!r:.80}, known are {', '.join(_KEYS)}")
-    if "prompt" not in found:
+    if "prompt" not in content:
         raise PromptFileError("there is no prompt")
-    prompt = _text(found, "prompt")
-    negative_prompt = _text(found, "negative_prompt", default="")
+    prompt = _text(content, "prompt")
+    negative_prompt = _text(content, "negative_prompt", default="")
     if SUBJECT_MARKER in negative_prompt:
         raise PromptFileError(f"negative_prompt has a marker {SUBJECT_MARKER}, expected none")
 
-    names = found.get("references", [])
+    names = content.get("references", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise PromptFileError(f"references is {_kind(names)}, expected a list of strings")
+        raise PromptFileError(f"references is {_json_type(names)}, expected a list of strings")
     markers = prompt.count(SUBJECT_MARKER)
     if markers != len(names):
         raise PromptFileError(
@@ -171,18 +173,18 @@ def _request(
         if not is_file(reference):
             raise PromptFileError(f"reference {str(reference)!r} does not exist or is no file")
 
-    seed = found.get("seed")
+    seed = content.get("seed")
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
-        got = seed if type(seed) is int else _kind(seed)
+        got = seed if type(seed) is int else _json_type(seed)
         raise PromptFileError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
-    output = _file_name(_text(found, "output", default=f"{line:06d}"))
-    return PromptLine(line, prompt, references, seed, output, negative_prompt)
+    output = _file_name(_text(content, "output", default=f"{number:06d}"))
+    return PromptLine(number, prompt, references, seed, output, negative_prompt)
 
 
-def _text(found: dict[str, Any], key: str, default: str = "") -> str:
-    text = found.get(key, default)
+def _text(content: dict[str, Any], key: str, default: str = "") -> str:
+    text = content.get(key, default)
     if not isinstance(text, str):
-        raise PromptFileError(f"{key} is {_kind(text)}, expected a string")
+        raise PromptFileError(f"{key} is {_json_type(text)}, expected a string")
     if surrogate := re.search("[\ud800-\udfff]", text):  # JSON can escape what is no character
         raise PromptFileError(f"{key} is not valid text: {surrogate[0]!r}")
     return text
@@ -199,18 +201,18 @@ def _file_name(name: str) -> str:
     return name if name.lower().endswith(".png") else f"{name}.png"
 
 
-def _claim(kind: str, name: str, line_of_name: dict[str, int]) -> str:
-    """Returns what stands for a file's name, which no line before has taken."""
+def _claim(role: str, name: str, line_of_name: dict[str, int]) -> str:
+    """Returns a key of a file name; raises PromptFileError if an earlier line has it."""
     if (size := len(name.encode())) > _MAX_NAME:
-        raise PromptFileError(f"{kind} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
-    # macOS and Windows take names for one that differ in case or in how accents are coded.
+        raise PromptFileError(f"{role} {name!r:.80} has {size} bytes, expected {_MAX_NAME} at most")
+    # On macOS and Windows names are the same if only case or the coding of accents differs.
     key = unicodedata.normalize("NFC", name.casefold())
     if key in line_of_name:
-        raise PromptFileError(f"{kind} {name!r} is that of line {line_of_name[key]} already")
+        raise PromptFileError(f"{role} {name!r} is that of line {line_of_name[key]} already")
     return key
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     if isinstance(value, list) and (others := {type(item) for item in value} - {str}):
         return f"a list with {_JSON_TYPES[min(others, key=str)]} in it"
     return _JSON_TYPES[type(value)]

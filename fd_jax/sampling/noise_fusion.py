@@ -15,7 +15,7 @@ Saliency = Float[Array, "b h w 1"]
 
 
 def saliency(response: Latents, smoothing: Smoothing = "box") -> Saliency:
-    """How strongly each latent pixel responds to the condition.
+    """Computes how strongly each latent pixel responds to its condition.
 
     Args:
         response: Guidance response, scale * (eps_cond - eps_uncond).
@@ -32,12 +32,12 @@ def saliency(response: Latents, smoothing: Smoothing = "box") -> Saliency:
 
 
 def saliency_mask(tdm: Saliency, sdm: Saliency) -> Bool[Array, "b h w 1"]:
-    """Where the SDM is the more salient. Ties go to the TDM."""
+    """Returns where the SDM is the more salient model. Ties go to the TDM."""
     return sdm > tdm
 
 
 def _box(x: Saliency) -> Saliency:
-    """4x4 mean, its zero padding of one pixel counted, then back to the size of `x`."""
+    """Averages 4x4 pixels, padding of one zero included, and resizes to the size of `x`."""
     total = jax.lax.reduce_window(
         x, 0.0, jax.lax.add, (1, 4, 4, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )
@@ -48,7 +48,7 @@ def _gaussian(x: Saliency) -> Saliency:
     weights = np.exp(-(np.array([-1.0, 0.0, 1.0]) ** 2) / 2)
     weights /= weights.sum()
     h, w = x.shape[1:3]
-    # Repeated at the edges, so that no darker rim appears as it does under zeros.
+    # Edge padding: zeros would leave a darker rim.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     rows = sum(float(weights[i]) * x[:, i : i + h] for i in range(3))
     return sum(float(weights[i]) * rows[:, :, i : i + w] for i in range(3))

@@ -14,8 +14,8 @@ Latents = Float32[Array, "b h w c"]
 Timesteps = Int64[np.ndarray, " n"]
 Levels = Float64[np.ndarray, " n"]  # alphas_cumprod of each of n samples
 
-# Adams-Bashforth weights of the newest four predictions, by how many of them there are. The second
-# row is not one: PNDM averages the first two predictions.
+# Adams-Bashforth weights of the newest four predictions, a row for each number of predictions. The
+# second row is an exception: PNDM averages the first two predictions.
 _ADAMS_BASHFORTH = np.array(
     [
         [1, 0, 0, 0],
@@ -28,25 +28,25 @@ _ADAMS_BASHFORTH = np.array(
 
 
 class SolverRows(NamedTuple):
-    """One row per evaluation, noisiest first. Inside the scan the leading axis is gone.
+    """One row per UNet evaluation, noisiest first. Inside the scan the leading axis is gone.
 
-    NumPy arrays as made by `make_solver_rows`, JAX arrays inside the scan.
+    NumPy arrays as returned by `make_solver_rows`, JAX arrays inside the scan.
     """
 
     t: Int32[Array | np.ndarray, "*n"]  # timestep given to the UNet
-    step_index: Int32[Array | np.ndarray, "*n"]  # which of the `num_steps` steps this belongs to
+    step_index: Int32[Array | np.ndarray, "*n"]  # solver step of the evaluation, 0..num_steps - 1
     alpha: Float32[Array | np.ndarray, "*n"]  # x = alpha * x_0 + sigma * noise before this row
     sigma: Float32[Array | np.ndarray, "*n"]
     x_weight: Float32[Array | np.ndarray, "*n"]  # prediction p = x_weight * x + eps_weight * eps
     eps_weight: Float32[Array | np.ndarray, "*n"]
     push: Bool[Array | np.ndarray, "*n"]  # whether p joins the history
-    restart: Bool[Array | np.ndarray, "*n"]  # whether the last step is taken back first
+    restart: Bool[Array | np.ndarray, "*n"]  # whether the step starts from x_prev, not x
     base_weight: Float32[Array | np.ndarray, "*n"]  # weight of x, or of x_prev in a restart
     history_weights: Float32[Array | np.ndarray, "*n 4"]  # of p and the three before it
 
 
 class SolverState(NamedTuple):
-    """What the scan carries."""
+    """State that the scan carries from row to row."""
 
     x: Latents
     x_prev: Latents  # x before the last step
@@ -99,7 +99,7 @@ def predict_x0(
 
 
 def _leading_timesteps(config: ScheduleConfig, num_steps: int) -> Timesteps:
-    """Multiples of a whole stride plus an offset: "leading" in Table 2 of arXiv:2305.08891."""
+    """Returns multiples of a stride plus an offset: "leading" in Table 2 of arXiv:2305.08891."""
     if num_steps > config.num_train_timesteps:
         raise InputError(f"num_steps is {num_steps}, expected 1..{config.num_train_timesteps}")
     stride = config.num_train_timesteps // num_steps
@@ -113,7 +113,7 @@ def _leading_timesteps(config: ScheduleConfig, num_steps: int) -> Timesteps:
 
 
 def _leading_levels(config: ScheduleConfig, num_steps: int) -> tuple[Timesteps, Levels, Levels]:
-    """Timesteps, and alphas_cumprod before and after each step."""
+    """Returns timesteps, and alphas_cumprod before and after each step."""
     t = _leading_timesteps(config, num_steps)
     t_next = t - config.num_train_timesteps // num_steps
     level = alphas_cumprod(config)
@@ -122,7 +122,7 @@ def _leading_levels(config: ScheduleConfig, num_steps: int) -> tuple[Timesteps, 
 
 
 def _transfer(level: Levels, next_level: Levels) -> tuple[Levels, Levels]:
-    """Weights of x and of the noise that take x to the next level, the noise being constant.
+    """Returns the weights of x and of constant noise that take x to the next level.
 
     Eq. 12 of arXiv:2010.02502 with its sigma_t = 0; Eq. 9 of arXiv:2202.09778 is the same.
     """
@@ -131,7 +131,7 @@ def _transfer(level: Levels, next_level: Levels) -> tuple[Levels, Levels]:
 
 
 def _make_rows(*, t: Timesteps, level: Levels, **columns: np.ndarray) -> SolverRows:
-    """Casts the columns; those not given make a history of `eps`, one row to a step."""
+    """Casts columns; the defaults make a history of `eps`, with one evaluation a step."""
     ones = np.ones(len(t))
     defaults = {
         "t": t,

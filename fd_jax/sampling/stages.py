@@ -29,7 +29,7 @@ class SamplerConfig(Config):
     """Sampling in three stages: scene by the TDM, fusion of both models, subject by the SDM."""
 
     num_steps: Annotated[int, Range(1)] = 50
-    """Steps of the solver."""
+    """Number of solver steps."""
     alpha: float = 0.3
     """Share of the steps after which the fusion stage begins."""
     beta: float = 0.6
@@ -41,13 +41,13 @@ class SamplerConfig(Config):
     """First evaluation of the subject stage, in place of beta. The released code's
     final_step + 1."""
     guidance_scale: Annotated[float, Range(0, _FLOAT32_MAX)] = 5.0
-    """Strength of classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance; 1 means none."""
     solver: Solver = "ddim"
-    """ddim; pndm as the released code runs it; dpmsolver++, which needs 20 steps or so."""
+    """ddim; pndm as in the released code; dpmsolver++, which needs about 20 steps."""
     mode: Mode = "snf"
-    """How the models share the work. snf: the three stages with saliency-adaptive noise fusion.
-    For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the SDM alone,
-    subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
+    """Division of the evaluations between the models. snf: the three stages with saliency-adaptive
+    noise fusion. For comparison, weighted: a fixed weighted sum in the fusion stage; delayed: the
+    SDM alone, subjects added after alpha, as in FastComposer; tdm or sdm: one model alone."""
     sdm_weight: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the SDM's noise in mode weighted."""
     smoothing: Smoothing = "box"
@@ -62,25 +62,25 @@ class SamplerConfig(Config):
 
 
 class Steps(NamedTuple):
-    """One row per evaluation, noisiest first. Inside the scan the leading axis is gone."""
+    """One row per UNet evaluation, noisiest first. Inside the scan the leading axis is gone."""
 
     solver: SolverRows
     stage: Int32[Array | np.ndarray, "*n"]  # SCENE, FUSION or SUBJECT
     use_tdm: Bool[Array | np.ndarray, "*n"]  # whether the TDM is evaluated
     use_sdm: Bool[Array | np.ndarray, "*n"]
-    sdm_uncond: Int32[Array | np.ndarray, "*n"]  # contexts that the SDM is guided from and to
-    sdm_cond: Int32[Array | np.ndarray, "*n"]
+    sdm_uncond: Int32[Array | np.ndarray, "*n"]  # index of the context to guide away from
+    sdm_cond: Int32[Array | np.ndarray, "*n"]  # index of the context to guide towards
     use_snf: Bool[Array | np.ndarray, "*n"]  # whether saliency, not a weight, blends the noises
     sdm_weight: Float32[Array | np.ndarray, "*n"]  # the weight otherwise
 
     @property
     def num_evaluations(self) -> int:
-        """UNet evaluations per image: two per network used, as each is guided."""
+        """Number of UNet evaluations per image: two per model and row, for guidance."""
         return 2 * int(np.sum(self.use_tdm) + np.sum(self.use_sdm))
 
 
 def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
-    """Builds the table on the host. Raises InputError where solver and schedule do not fit."""
+    """Builds the table on the host. Raises InputError if solver and schedule do not fit."""
     solver = make_solver_rows(config.solver, schedule, config.num_steps)
     stage = _stages(config, solver)
     n = len(stage)
@@ -109,7 +109,7 @@ def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
 
 
 def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
-    """The stage of each evaluation.
+    """Returns the stage of each evaluation.
 
     alpha and beta count steps, so that an evaluation that a solver repeats does not move the
     borders: 0.3 and 0.6 of PNDM's 50 steps are the 15 and 30 that the released code ships with.
@@ -138,7 +138,7 @@ def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
 
 
 def pad_steps(steps: Steps, length: int) -> Steps:
-    """Appends rows that evaluate nothing and leave the latents as they are."""
+    """Appends rows that evaluate no UNet and leave the latents unchanged."""
     missing = length - len(steps.stage)
 
     def pad(column: np.ndarray, value: int = 0) -> np.ndarray:
