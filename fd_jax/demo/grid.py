@@ -13,7 +13,8 @@ from fd_jax.data.captions import SUBJECT_MARKER
 from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.ffhq.record import decode_image
 from fd_jax.demo.painters import Scene
-from fd_jax.demo.scenes import MIN_PEOPLE, Cutout, People, compose
+from fd_jax.demo.portraits import MIN_PEOPLE, Cutout, People
+from fd_jax.demo.scenes import compose
 from fd_jax.errors import InputError
 
 Kind = Literal["seen", "unseen"]  # in training: whether on a train list or a test list

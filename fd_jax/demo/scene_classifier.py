@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from fd_jax.assets import PEOPLE
-from fd_jax.demo import painters, scenes
+from fd_jax.demo import painters, portraits, scenes
 from fd_jax.demo.grid import compose_small
 from fd_jax.demo.painters import Scene
 from fd_jax.params import Flat, flat, nested
@@ -104,7 +104,7 @@ def load_or_train(
         progress: Whether to show how far painting and training are.
     """
     side = classifier_side(side)
-    code = b"".join(Path(module.__file__).read_bytes() for module in (painters, scenes))
+    code = b"".join(Path(module.__file__).read_bytes() for module in (painters, portraits, scenes))
     recipe = {
         "scenes": [scene.name for scene in scene_list],
         "side": side,
@@ -158,7 +158,7 @@ def _paint(
     scene_list: Sequence[Scene], split: str, count: int, side: int, progress: bool
 ) -> tuple[UInt8[np.ndarray, "n side side 3"], Int[np.ndarray, " n"]]:
     """Scenes in turn, with one or two of the bundled people of a split in front."""
-    people = scenes.People([PEOPLE], split)
+    people = portraits.People([PEOPLE], split)
     cutouts = [people.cut(person) for person in people.people]
     labels = np.arange(count) % len(scene_list)
 

@@ -1,11 +1,14 @@
-"""Cuts people out of portraits and stands them in painted scenes: data to train small models on.
+"""Composes people cut out of portraits and painted scenes: training data for small models.
 
     python -m fd_jax.demo.scenes PEOPLE SCENES
 
-PEOPLE is one folder of portraits with masks, or several, in the layout of FFHQ-FastComposer, and
-SCENES the folder to write, in the same layout: one or two people in front of one of the scenes of
-`fd_jax.demo.painters`, with a caption that names people and scene, and a mask of each person.
-People of PEOPLE's test list are in pictures of SCENES' test list alone.
+PEOPLE is one folder of portraits with masks, or several, in the layout of FFHQ-FastComposer.
+SCENES is the folder to write, in the same layout: one or two people in front of one of the scenes
+of `fd_jax.demo.painters`, with a caption that names people and scene, and a mask of each person.
+The people of PEOPLE's test list are only in images of SCENES' test list.
+
+A segment of PEOPLE may have the optional key `face`, the box x1, y1, x2, y2 of the face. The box
+then sets the person's size and place, so that faces are as large as the image allows.
 """
 
 import argparse
@@ -22,115 +25,37 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from fd_jax.data.ffhq.folder import ID_FILES, has_split, item_path, open_source
-from fd_jax.data.ffhq.record import DataError, Segment, decode_image, decode_map
+from fd_jax.data.ffhq.folder import ID_FILES, has_split, item_path
 from fd_jax.demo.painters import SCENES, Scene, paint
+from fd_jax.demo.portraits import MIN_SHARE, Cutout, People
 from fd_jax.errors import InputError
 
 Rng = np.random.Generator
 
-MIN_PEOPLE = 2
-_MIN_SHARE = 0.02  # of a photograph that a person fills at least
-_TEST_SHARE = 0.1  # pictures of test people per picture of the others
-_TWO = 0.35  # how often there are two people
-_PLAIN = 0.5  # how often the plainest words for a scene are chosen
+_TEST_SHARE = 0.1  # test images per training image
+_TWO = 0.35  # probability of two people
+_PLAIN = 0.5  # probability of the plainest phrase of a scene
 _THREADS = 2
-_HOW_TO_MASK = (
-    "A mask is a .npy of uint8 of the photograph's size, with the id of the person's segment where "
-    "the person is; any segmentation of people makes one, such as MediaPipe's selfie segmentation"
-)
+# Shares of the picture's height, by the number of people.
+_FACE_HEIGHTS = {1: (0.52, 0.62), 2: (0.38, 0.45)}
+_FACE_CENTRES = {1: 0.47, 2: 0.62}
 _FORMS = ("{who} {where}", "a photo of {who} {where}", "{who} standing {where}", "{where}, {who}")
 
 
-class Cutout(NamedTuple):
-    """A person without what is behind."""
-
-    pixels: UInt8[np.ndarray, "h w 3"]
-    is_person: Bool[np.ndarray, "h w"]
-    noun: str  # as captions name them
-
-
-class Person(NamedTuple):
-    """A segment of a photograph."""
-
-    number: int  # of the item in its source
-    segment: Segment
-
-
-class People:
-    """The people of one split of folders in the layout of FFHQ-FastComposer.
-
-    Raises:
-        InputError: There are fewer than two, a mask is missing, or nobody is found in a photograph.
-    """
-
-    def __init__(self, roots: list[Path], split: str):
-        try:
-            self._source = open_source(roots, split)
-        except DataError as error:
-            raise DataError(f"{error}. {_HOW_TO_MASK}") from error
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(self._find, range(len(self._source)))
-            bar = tqdm(
-                found, f"{split} people", len(self._source), unit=" photographs", leave=False
-            )
-            self.people = [person for item in bar for person in item]
-        if len(self.people) < MIN_PEOPLE:
-            where = " and ".join(map(str, roots))
-            raise InputError(
-                f"{where}: {len(self.people)} people in split {split!r}, expected at least "
-                f"{MIN_PEOPLE}"
-            )
-
-    def _find(self, number: int) -> list[Person]:
-        record = self._source[number]
-        with_label = [s for s in record.segments if s.coco_label == "person"]
-        pixels = decode_image(record.image, record.id)
-        segment_map = decode_map(record.segment_map, record.id, *pixels.shape[:2])
-        found = [s for s in with_label if np.mean(segment_map == s.id) >= _MIN_SHARE]
-        if not found:
-            ids = {s.id: float(np.mean(segment_map == s.id).round(4)) for s in with_label}
-            raise DataError(
-                f"item {record.id}: no person is found in the photograph: of its segments with "
-                f"coco_label person, by id, the mask holds these shares: {ids}; expected one with "
-                f"at least {_MIN_SHARE}. {_HOW_TO_MASK}"
-            )
-        return [Person(number, segment) for segment in found]
-
-    def cut(self, person: Person) -> Cutout:
-        """Returns a person, cut to the box of the mask, rounded where the photograph ends."""
-        record = self._source[person.number]
-        pixels = decode_image(record.image, record.id)
-        segment_map = decode_map(record.segment_map, record.id, *pixels.shape[:2])
-        is_person = segment_map == person.segment.id
-        rows, columns = (np.flatnonzero(is_person.any(axis=axis)) for axis in (1, 0))
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        noun = record.caption[person.segment.start : person.segment.end].split()[-1:]
-        return Cutout(pixels[box], _rounded(is_person[box]), *(noun or ["person"]))
-
-
-def _rounded(is_person: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Shoulders that a photograph's side cuts off straight would end in mid-air: slope them."""
-    height, width = is_person.shape
-    up = np.arange(height)[::-1, None] / height
-    across = (np.arange(width)[None, :] + 0.5) / width * 2 - 1
-    return is_person & ((np.abs(across) ** 2.5 + (up / 0.85) ** 2 < 1) | (np.abs(across) < 0.6))
-
-
 class Scenery(NamedTuple):
-    """A finished picture."""
+    """A composed image with its annotations."""
 
     pixels: UInt8[np.ndarray, "side side 3"]
     segment_map: UInt8[np.ndarray, "side side"]
     caption: str
-    segments: list[dict]  # as the JSON file of an item has them
+    segments: list[dict]  # entries of the item's JSON file
 
 
 def compose(scene: Scene, cutouts: list[Cutout], rng: Rng, side: int) -> Scenery | None:
-    """Paints a scene and stands one or two people in it, from left to right.
+    """Paints a scene and puts one or two people in front of it, from left to right.
 
     Returns:
-        None if one hides another.
+        The image, or None if one person hides another.
     """
     pixels = paint(scene, rng, side).astype(np.float32)
     light = pixels.mean(axis=(0, 1))
@@ -138,18 +63,24 @@ def compose(scene: Scene, cutouts: list[Cutout], rng: Rng, side: int) -> Scenery
     order = rng.permutation(len(cutouts))  # the last is in front
     places = (0.5,) if len(cutouts) == 1 else (0.27, 0.73)
     for i in order:
-        alone = len(cutouts) == 1
-        height = side * (rng.uniform(0.8, 0.95) if alone else rng.uniform(0.64, 0.74))
-        x = side * (places[i] + rng.uniform(-0.08, 0.08) * (1 if alone else 0.4))
-        person, alpha = _scaled(cutouts[i], height, rng, light)
+        height, (x, y), (anchor_x, anchor_y) = _place(cutouts[i], places[i], len(cutouts), rng)
+        person, alpha = _scaled(cutouts[i], side * height, rng, light)
         rows, columns = alpha.shape
-        left = round(x - columns / 2)
-        seen = np.s_[max(-left, 0) : min(side - left, columns)]
-        where = np.s_[side - rows :, max(left, 0) : min(left + columns, side)]
-        alpha, person = alpha[:, seen, None], person[:, seen]
+        left = round(side * x - columns * anchor_x)
+        # The lower edge of the picture cuts everybody.
+        top = max(round(side * y - rows * anchor_y), side - rows)
+        seen = (
+            slice(max(-top, 0), min(side - top, rows)),
+            slice(max(-left, 0), min(side - left, columns)),
+        )
+        where = (
+            slice(max(top, 0), min(top + rows, side)),
+            slice(max(left, 0), min(left + columns, side)),
+        )
+        alpha, person = alpha[seen][..., None], person[seen]
         pixels[where] = alpha * person + (1 - alpha) * pixels[where]
         segment_map[where][alpha[..., 0] > 0.5] = i + 1
-    if any(np.mean(segment_map == i + 1) < _MIN_SHARE for i in range(len(cutouts))):
+    if any(np.mean(segment_map == i + 1) < MIN_SHARE for i in range(len(cutouts))):
         return None
     caption, spans = _caption(scene, [cutout.noun for cutout in cutouts], rng)
     segments = [
@@ -167,10 +98,38 @@ def compose(scene: Scene, cutouts: list[Cutout], rng: Rng, side: int) -> Scenery
     return Scenery(pixels.clip(0, 255).astype(np.uint8), segment_map, caption, segments)
 
 
+def _place(
+    cutout: Cutout, x: float, count: int, rng: Rng
+) -> tuple[float, tuple[float, float], tuple[float, float]]:
+    """Draws size and place of a person, by the box of the face if there is one.
+
+    Args:
+        cutout: The person.
+        x: Place of the person as a share of the image's width.
+        count: Number of people in the image.
+        rng: Source of the draws.
+
+    Returns:
+        Height of the cut-out as a share of the image's, a point (x, y) as shares of the image, and
+        the point of the cut-out, as shares of its size, that goes there.
+    """
+    if cutout.face is None:
+        height = rng.uniform(0.8, 0.95) if count == 1 else rng.uniform(0.64, 0.74)
+        x += rng.uniform(-0.08, 0.08) * (1 if count == 1 else 0.4)
+        return height, (x, 1.0), (0.5, 1.0)
+    rows, columns = cutout.is_person.shape
+    x1, y1, x2, y2 = cutout.face
+    face = rng.uniform(*_FACE_HEIGHTS[count])
+    x += rng.uniform(-0.05, 0.05) * (1 if count == 1 else 0.6)
+    y = _FACE_CENTRES[count] + rng.uniform(-0.02, 0.02)
+    anchor = (x1 + x2) / 2 / columns, (y1 + y2) / 2 / rows
+    return face * rows / (y2 - y1), (x, y), anchor
+
+
 def _scaled(
     cutout: Cutout, height: float, rng: Rng, light: Float[np.ndarray, "3"]
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """A person at this height in the light of the scene, and how much each pixel is theirs."""
+    """Scales a person to this height and lights it by the scene; returns pixels and alpha."""
     rows, columns = cutout.is_person.shape
     size = max(round(columns * height / rows), 1), round(height)
     image = Image.fromarray(cutout.pixels).resize(size, Image.Resampling.BOX)
@@ -185,7 +144,7 @@ def _scaled(
 
 
 def _caption(scene: Scene, nouns: list[str], rng: Rng) -> tuple[str, list[tuple[int, int]]]:
-    """A caption, and where in it each person is named."""
+    """Draws a caption; returns it with the span of characters that names each person."""
     phrases = scene.phrases
     where = phrases[0] if rng.random() < _PLAIN else phrases[rng.integers(len(phrases))]
     names = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns]
@@ -201,12 +160,13 @@ def _caption(scene: Scene, nouns: list[str], rng: Rng) -> tuple[str, list[tuple[
 
 
 def _box(is_person: Bool[np.ndarray, "h w"]) -> list[int]:
+    """Returns the bounding box x1, y1, x2, y2 of a mask."""
     rows, columns = (np.flatnonzero(is_person.any(axis=axis)) for axis in (1, 0))
     return [int(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
 
 
 def _make(people: People, rng: Rng, number: int, side: int) -> tuple[Scene, Scenery]:
-    """One picture. Scenes take turns, people are drawn."""
+    """Composes image `number`: scenes take turns, people are drawn."""
     scene = SCENES[number % len(SCENES)]
     while True:
         count = 2 if rng.random() < _TWO else 1
@@ -226,14 +186,15 @@ def build(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes a training set, whole or not at all. The same on every machine.
+    """Writes a training set, whole or not at all. Equal seeds write equal files.
 
     Args:
         roots: Folders of portraits with masks.
         out: Folder to write.
-        num_images: Pictures of people who are not on test lists; a tenth as many of those who are.
-        side: Height and width of the pictures.
-        seed: Of all that is drawn.
+        num_images: Number of images of people who are not on test lists; a tenth as many show
+            people of test lists.
+        side: Height and width of the images in pixels.
+        seed: Seed of all draws.
         overwrite: Whether to replace a folder that an earlier build wrote.
 
     Raises:
@@ -249,7 +210,7 @@ def build(
     if held and ID_FILES["all"] not in held:
         raise InputError(f"{out} holds no {ID_FILES['all']}: no build wrote it, it stays as it is")
     splits = {"train": People(roots, "train")}
-    # A folder that is named twice counts twice in training alone.
+    # A folder that is named twice counts twice in training only.
     with_test = [root for root in dict.fromkeys(roots) if has_split(root, "test")]
     if with_test:
         splits["test"] = People(with_test, "test")
@@ -289,7 +250,7 @@ def _write(root: Path, number: int, scene: Scene, made: Scenery) -> str:
 
 
 def main() -> None:
-    """Builds what the command line asks for."""
+    """Runs the command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m fd_jax.demo.scenes", description=__doc__, formatter_class=formatter

@@ -10,8 +10,9 @@ from fd_jax.assets import PEOPLE
 from fd_jax.data.ffhq.check import check_folder
 from fd_jax.data.ffhq.folder import ID_FILES, open_source, read_ids
 from fd_jax.data.ffhq.record import decode_image, decode_map
-from fd_jax.demo import scenes
+from fd_jax.demo import portraits, scenes
 from fd_jax.demo.painters import SCENES
+from fd_jax.demo.portraits import Cutout
 from fd_jax.errors import InputError
 
 
@@ -79,7 +80,7 @@ def test_masks_are_on_the_people(built):
 
 def test_the_scene_behind_is_left_as_painted():
     """Only the masked part, and its soft border, is the person's."""
-    cutout = scenes.Cutout(np.full((80, 60, 3), 255, np.uint8), np.ones((80, 60), bool), "man")
+    cutout = Cutout(np.full((80, 60, 3), 255, np.uint8), np.ones((80, 60), bool), "man")
     for seed in range(3):
         made = scenes.compose(SCENES[11], [cutout], np.random.default_rng(seed), 64)
         behind = scenes.paint(SCENES[11], np.random.default_rng(seed), 64)
@@ -88,6 +89,47 @@ def test_the_scene_behind_is_left_as_painted():
         near[max(rows.min() - 3, 0) :, max(columns.min() - 3, 0) : columns.max() + 4] = True
         np.testing.assert_array_equal(made.pixels[~near], behind[~near])
         assert made.pixels[made.segment_map > 0].mean() > 150  # a starry sky is darker
+
+
+def with_face(face, rows=160):
+    """A grey cut-out, 100 pixels wide, with a white face."""
+    pixels = np.full((rows, 100, 3), 90, np.uint8)
+    x1, y1, x2, y2 = face
+    pixels[y1:y2, x1:x2] = 255
+    return Cutout(pixels, np.ones((rows, 100), bool), "man", face)
+
+
+def face_box(made, number=1):
+    """The box of the white pixels of a person, as shares of the image."""
+    is_face = (made.pixels.min(axis=2) > 180) & (made.segment_map == number)
+    rows, columns = np.nonzero(is_face)
+    ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return np.array(ends) / len(is_face)
+
+
+@pytest.mark.parametrize(
+    ("places", "heights", "middle"),
+    [((0.5,), (0.52, 0.62), 0.47), ((0.27, 0.73), (0.38, 0.45), 0.62)],
+)
+def test_faces_are_large_and_in_place(places, heights, middle):
+    cutouts = [with_face((32, 20, 68, 90)) for _ in places]
+    for seed in range(4):
+        made = scenes.compose(SCENES[11], cutouts, np.random.default_rng(seed), 128)
+        for i, place in enumerate(places):
+            x1, y1, x2, y2 = face_box(made, i + 1)
+            assert heights[0] - 0.02 <= y2 - y1 <= heights[1] + 0.02
+            assert abs((y1 + y2) / 2 - middle) < 0.03
+            assert abs((x1 + x2) / 2 - place) < 0.06
+            assert made.segment_map[-1].any()
+
+
+def test_a_short_chest_still_reaches_the_lower_edge():
+    made = scenes.compose(
+        SCENES[11], [with_face((30, 50, 70, 114), rows=120)], np.random.default_rng(0), 128
+    )
+
+    assert (made.segment_map[-1] == 1).any()
+    assert face_box(made)[3] > 0.9
 
 
 def test_the_same_seed_makes_the_same_pictures(built, tmp_path):
@@ -116,6 +158,51 @@ def test_test_people_are_in_test_pictures_alone(monkeypatch, tmp_path, people):
             pixels = decode_image(record.image, record.id)
             is_person = decode_map(record.segment_map, record.id, 64, 64) > 0
             assert pixels[is_person].mean(axis=0).argmax() == channel
+
+
+def test_people_cut_through_the_head_are_left_out(people, tmp_path):
+    path = people / "P003" / "P003.npy"
+    segment_map = np.load(path)
+    segment_map[:, 0] = 1  # a side of the photograph runs along the head
+    np.save(path, segment_map)
+
+    left = portraits.People([people], "train")
+
+    whole = portraits.People([PEOPLE], "train")
+    assert (left.left_out, whole.left_out) == (1, 0)
+    assert len(left.people) == len(whole.people) - 1
+
+
+def test_people_without_a_chest_are_left_out(people):
+    path = people / "P003" / "P003.json"
+    info = json.loads(path.read_text())
+    info["segments"][0]["face"][3] = 250  # of 256 rows
+    path.write_text(json.dumps(info))
+
+    assert portraits.People([people], "train").left_out == 1
+
+
+def test_hair_that_the_top_edge_cuts_is_rounded():
+    """The top edge of the photograph P004 cuts the hair along most of the head."""
+    people = portraits.People([PEOPLE], "test")
+    cutouts = [people.cut(person) for person in people.people]
+    [cut] = [person for person in people.people if person.segment.bbox[1] == 0]
+    cutout = cutouts[people.people.index(cut)]
+
+    def width(row):
+        return np.ptp(np.flatnonzero(cutout.is_person[row])) + 1
+
+    assert width(1) < 0.5 * width((cutout.face[1] + cutout.face[3]) // 2)
+
+
+def test_a_box_that_is_none_is_refused(monkeypatch, tmp_path, people):
+    path = people / "P005" / "P005.json"
+    info = json.loads(path.read_text())
+    info["segments"][0]["face"] = [10, 10, 10, 40]
+    path.write_text(json.dumps(info))
+
+    with pytest.raises(SystemExit, match=r"P005: face of a segment is .*expected four whole"):
+        run(monkeypatch, people, tmp_path / "out")
 
 
 def run(monkeypatch, *arguments):

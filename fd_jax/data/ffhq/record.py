@@ -31,6 +31,7 @@ class Segment(NamedTuple):
     start: int  # of its noun phrase in the caption, in characters
     end: int
     coco_label: str
+    face: tuple[int, int, int, int] | None = None  # x1, y1, x2, y2, maybe beyond the image
 
 
 def read_info(content: bytes, name: str) -> tuple[str, tuple[Segment, ...]]:
@@ -61,15 +62,21 @@ def _segment(entry: Any, name: str) -> Segment:
             )
         return entry[key]
 
-    bbox, label = entry.get("bbox"), entry.get("coco_label")
+    def is_box(box: Any) -> bool:
+        return isinstance(box, list) and len(box) == 4 and all(type(x) is int for x in box)
+
+    bbox, label, face = entry.get("bbox"), entry.get("coco_label"), entry.get("face")
     numbers = {
         key: value(key, type(entry.get(key)) is int, "a whole number")
         for key in ("id", "start", "end")
     }
-    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(type(x) is int for x in bbox)
+    if face is not None:
+        is_face = is_box(face) and face[0] < face[2] and face[1] < face[3]
+        face = tuple(value("face", is_face, "four whole numbers x1 < x2, y1 < y2"))
     return Segment(
-        bbox=tuple(value("bbox", is_box, "four whole numbers x1, y1, x2, y2")),
+        bbox=tuple(value("bbox", is_box(bbox), "four whole numbers x1, y1, x2, y2")),
         coco_label=value("coco_label", _is_text(label), "a string"),
+        face=face,
         **numbers,
     )
 

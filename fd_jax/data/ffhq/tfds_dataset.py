@@ -79,7 +79,10 @@ class FfhqFastcomposer(tfds.core.GeneratorBasedBuilder):
             self.info.metadata["labels"][record.id] = [s.coco_label for s in record.segments]
             content = record._asdict()
             del content["index"]
-            content["segments"] = [segment._asdict() for segment in record.segments]
+            segments = [segment._asdict() for segment in record.segments]
+            for segment in segments:
+                del segment["face"]  # training reads none
+            content["segments"] = segments
             yield record.id, content
             progress.update()
 

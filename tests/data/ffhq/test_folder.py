@@ -47,7 +47,7 @@ def test_items_of_a_folder(folder):
     assert record.image == (folder / "00000" / "00000007.jpg").read_bytes()
     assert record.caption.startswith("a man, a woman")
     [segment] = record.segments
-    assert segment == (1, (0, 4, 8, 28), 0, 5, "person")
+    assert segment == (1, (0, 4, 8, 28), 0, 5, "person", None)
     np.testing.assert_array_equal(source.num_subjects(["person"]), [5, 1, 1])
     np.testing.assert_array_equal(source.num_subjects(["dog"]), [0, 0, 0])
 
