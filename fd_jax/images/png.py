@@ -59,6 +59,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, str]:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            assert isinstance(image, PngImagePlugin.PngImageFile)  # the only format that is read
             return {key: str(value) for key, value in image.text.items()}
     except _DAMAGE as error:
         raise OutputError(f"{path} cannot be read, expected a PNG file: {error}") from error

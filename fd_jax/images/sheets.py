@@ -59,7 +59,7 @@ def contact_sheet(
     strips = [_strip([scaled(image, thumb) for image in row], thumb) for row in references]
     top = thumb + _SMALL_GAP if most else 0
 
-    font = ImageFont.load_default(max(12, width // 28))
+    font = load_font(max(12, width // 28))
     texts = [wrap(label, font, width, _LABEL_LINES) for label in labels]
     blocks = [text_block(lines, font, centred=True) for lines in texts]
     bottom = _SMALL_GAP + max(block.height for block in blocks) + _GAP
@@ -88,6 +88,13 @@ def scaled(image: Pixels, side: int) -> Image.Image:
     factor = max(1, min(side // longest, round(_SMALL / longest)))
     size = factor * picture.width, factor * picture.height
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Loads Pillow's own font at a size in pixels."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it always is
+    return font
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:

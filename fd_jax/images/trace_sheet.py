@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fd_jax.errors import InputError
-from fd_jax.images.sheets import INK, scaled, text_block, wrap
+from fd_jax.images.sheets import INK, load_font, scaled, text_block, wrap
 
 # Dark to light in perceptually even steps, so that equal differences of saliency look equal.
 _HEAT = (
@@ -67,7 +67,8 @@ def trace_sheet(
         "Noise taken from": [_coloured(share, size, (_TDM, _SDM)) for share in mask],
     }
 
-    font, large = ImageFont.load_default(15), ImageFont.load_default(22)
+    font = load_font(15)
+    large = load_font(22)
     left = _MARGIN + max(round(font.getlength(label)) for label in rows) + _PADDING
     grid_width = len(steps) * (size[0] + _GAP) - _GAP
     legend = _legend(font)

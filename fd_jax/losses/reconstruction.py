@@ -1,4 +1,4 @@
-"""The autoencoder's loss."""
+"""Losses of the autoencoder: reconstruction and divergence."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,20 +8,25 @@ from fd_jax.types import Images
 
 
 def reconstruction_loss(decoded: Images, image: Images) -> Float[Array, " b"]:
-    """Returns each sample's mean absolute error, of pixels and of their edges.
+    """Computes each example's mean absolute error, of pixels and of their edges.
 
-    An edge is the difference of two neighbours, beside or below. Without them a small autoencoder
-    is long content with blurs: eyes are few pixels of a picture.
+    An edge is the difference of two neighbours, below or beside. Without this term a small
+    autoencoder blurs for long: eyes are few pixels of an image.
     """
+
+    def mean_absolute(x: Array) -> Array:
+        return jnp.mean(jnp.abs(x), axis=(1, 2, 3))
+
     error = decoded - image
-    edges = (jnp.diff(error, axis=axis) for axis in (1, 2))
-    return sum(jnp.mean(jnp.abs(x), axis=(1, 2, 3)) for x in (error, *edges))
+    vertical = jnp.diff(error, axis=1)
+    horizontal = jnp.diff(error, axis=2)
+    return mean_absolute(error) + mean_absolute(vertical) + mean_absolute(horizontal)
 
 
 def divergence(posterior: Posterior) -> Float[Array, " b"]:
-    """Returns the Kullback-Leibler divergence of the posterior from a standard normal.
+    """Computes the Kullback-Leibler divergence of the posterior from a standard normal.
 
-    The mean over its numbers, Eq. 10 of arXiv:1312.6114.
+    It is the mean over latent values of Eq. 10 of arXiv:1312.6114.
     """
     mean, logvar = posterior
     return 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3))

@@ -1,7 +1,7 @@
 """Functions of arrays, without parameters: attention, embeddings, activations."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,8 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
         ),
     )
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+    y: Any = jax.vmap(kernel)(q, k, v)  # an array, as the kernel returns no residuals
+    return y.swapaxes(1, 2)
 
 
 def _in_blocks(x: Array, axis: int) -> Array:

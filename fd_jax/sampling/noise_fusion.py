@@ -41,14 +41,15 @@ def _box(x: Saliency) -> Saliency:
     total = jax.lax.reduce_window(
         x, 0.0, jax.lax.add, (1, 4, 4, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )
-    return resize(total / 16, x.shape[1:3])
+    _, h, w, _ = x.shape
+    return resize(total / 16, (h, w))
 
 
 def _gaussian(x: Saliency) -> Saliency:
     weights = np.exp(-(np.array([-1.0, 0.0, 1.0]) ** 2) / 2)
-    weights /= weights.sum()
-    h, w = x.shape[1:3]
+    first, second, third = (weights / weights.sum()).tolist()
+    _, h, w, _ = x.shape
     # Edge padding: zeros would leave a darker rim.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = sum(float(weights[i]) * x[:, i : i + h] for i in range(3))
-    return sum(float(weights[i]) * rows[:, :, i : i + w] for i in range(3))
+    rows = first * x[:, :h] + second * x[:, 1 : h + 1] + third * x[:, 2 : h + 2]
+    return first * rows[:, :, :w] + second * rows[:, :, 1 : w + 1] + third * rows[:, :, 2 : w + 2]
