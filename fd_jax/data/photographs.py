@@ -32,7 +32,8 @@ class SupportsArray(Protocol):
 
 # A path, an image, an array (NumPy's, JAX's or another that NumPy reads), or the bytes of a file
 # and what they can be read from.
-Photograph = str | os.PathLike | Image.Image | np.ndarray | bytes | SupportsArray | SupportsRead
+FileBytes = bytes | bytearray | memoryview
+Photograph = str | os.PathLike | Image.Image | np.ndarray | FileBytes | SupportsArray | SupportsRead
 
 MAX_PIXELS = 178_956_970  # Pillow refuses larger files unless told otherwise
 MIN_SIDE = 2
@@ -76,7 +77,7 @@ class PhotographError(InputError):
 
 def is_photograph(value: object) -> bool:
     """Whether a value is meant as one photograph, and not as a list of them."""
-    return isinstance(value, Photograph | bytearray | memoryview)
+    return isinstance(value, Photograph)
 
 
 def photographs_in(path: str | os.PathLike) -> list[Path]:
@@ -116,7 +117,7 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
         PhotographError: The file is missing, damaged or cut short, or is no image; the image is
             too large or too small, or its mode, dtype, shape or range has no known meaning.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, FileBytes):
         return _read(io.BytesIO(source), f"photograph of {len(source)} bytes")
     if isinstance(source, SupportsRead):
         return _read(source, f"photograph {getattr(source, 'name', '') or source!r}")
