@@ -1,1 +1,1 @@
-"""Everything that turns prompts and subjects into the cross-attention context."""
+"""Encoders of prompts and subjects: from tokens and photographs to cross-attention contexts."""

@@ -1,1 +1,1 @@
-"""."""
+"""Pictures as files and drawings: PNG with settings, contact sheets, traces."""

@@ -16,8 +16,8 @@ from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import OutputError
 from fd_jax.images.png import read_settings, setting_text, write_png
 from fd_jax.images.sheets import contact_sheet
-from fd_jax.inference.inputs import SamplingInputs
-from fd_jax.inference.pipeline import FaceDiffuser, ImageKey
+from fd_jax.inference.inputs import ImageKey, SamplingInputs
+from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import PromptLine, read_prompt_file
 from fd_jax.inference.writer import Picture, PictureWriter, readable
 from fd_jax.sharding import make_mesh
@@ -58,8 +58,8 @@ def sample_prompt(
         if is_first:
             print(f"nothing to make: {len(pictures)} pictures exist in {_folder(writer)}")
         return 0
-    photographs = [load_photograph(path) for path in missing[0].references]
-
+    for path in pictures[0].references:  # before the models, whose reading takes longer
+        load_photograph(path)
     pipe = load(make_mesh())
     begin = time.perf_counter()
     batches = pipe.sample_batches(
@@ -78,16 +78,13 @@ def sample_prompt(
         first += len(samples)
     if not is_first:
         return 1 if writer.num_failed else 0
-    shown = pictures[:MAX_ON_SHEET]
     if len(pictures) > 1 and not writer.num_failed:
-        image = contact_sheet(
-            [load_photograph(writer.files(picture)[0]) for picture in shown],
-            [f"seed {picture.seed}, picture {picture.number}" for picture in shown],
-            references=[photographs] * len(shown),
-        )
         settings = pictures[0].settings()
         del settings["image_number"]
-        write_png(sheet, image, writer.settings(pipe, **settings), overwrite=True)
+        labels = [f"seed {picture.seed}, picture {picture.number}" for picture in pictures]
+        _write_sheet(
+            sheet, pictures[:MAX_ON_SHEET], labels, writer, writer.settings(pipe, **settings)
+        )
     print(writer.summary(begin))
     return 1 if writer.num_failed else 0
 
@@ -257,13 +254,26 @@ def _write_file_sheet(pictures: Sequence[Picture], path: Path, writer: PictureWr
     if sheet.exists() and not writer.output.overwrite:
         print(f"{readable(str(sheet))} exists, and is left as it is")
         return
-    image = contact_sheet(
-        [load_photograph(file) for file in files],
-        [strip_markers(picture.prompt) for picture in pictures],
-        references=[[load_photograph(file) for file in p.references] for p in pictures],
-    )
+    labels = [strip_markers(picture.prompt) for picture in pictures]
     settings = {"prompt_file": readable(path.name)} if writer.output.metadata else {}
-    write_png(sheet, image, settings, overwrite=writer.output.overwrite)
+    _write_sheet(sheet, pictures, labels, writer, settings)
+
+
+def _write_sheet(
+    path: Path,
+    pictures: Sequence[Picture],
+    labels: Sequence[str],
+    writer: PictureWriter,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes a contact sheet of pictures on disk, each below its photographs."""
+    photographs = {file: load_photograph(file) for p in pictures for file in p.references}
+    image = contact_sheet(
+        [load_photograph(writer.files(picture)[0]) for picture in pictures],
+        labels[: len(pictures)],
+        references=[[photographs[file] for file in p.references] for p in pictures],
+    )
+    write_png(path, image, settings, overwrite=True)
 
 
 def _folder(writer: PictureWriter) -> str:

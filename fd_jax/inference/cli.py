@@ -47,7 +47,8 @@ from fd_jax.data.photographs import photographs_in
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
-from fd_jax.inference.pipeline import MAX_SEED, FaceDiffuser
+from fd_jax.inference.inputs import MAX_SEED
+from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.validation import unused_options
 from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter, warn
 

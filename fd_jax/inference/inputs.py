@@ -24,6 +24,8 @@ from fd_jax.data.photographs import (
 )
 from fd_jax.errors import InputError
 
+MAX_SEED = 2**32 - 1
+
 
 class SamplingInputs(NamedTuple):
     """Inputs of the encoders on the host, one row per prompt. Absent subjects are black."""
@@ -33,6 +35,14 @@ class SamplingInputs(NamedTuple):
     subject_pixels: Float32[np.ndarray, "b s r r 3"]
     subject_token_index: Int32[np.ndarray, "b s"]
     has_subject: Bool[np.ndarray, "b s"]
+
+
+class ImageKey(NamedTuple):
+    """The inputs of an image, and the draw of its noise."""
+
+    prompt: int  # row of the inputs
+    seed: int  # 0..2**32 - 1
+    number: int  # number of the image among those of its prompt and seed
 
 
 def make_inputs(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
 from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
-from fd_jax.inference.inputs import SamplingInputs, make_inputs
+from fd_jax.inference.inputs import MAX_SEED, ImageKey, SamplingInputs, make_inputs
 from fd_jax.inference.samples import Samples, join_samples, sampling_trace
 from fd_jax.networks import Networks, make_networks
 from fd_jax.ops.attention import AttentionKind
@@ -32,16 +32,7 @@ from fd_jax.ops.layers import as_dtype
 from fd_jax.sampling.stages import Mode, SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
 
-MAX_SEED = 2**32 - 1
 _DEFAULTS = SamplerConfig()
-
-
-class ImageKey(NamedTuple):
-    """The noise of an image, and the inputs it belongs to."""
-
-    prompt: int  # row of the inputs
-    seed: int  # 0..2**32 - 1
-    number: int  # number of the image among those of its prompt and seed
 
 
 class FaceDiffuser:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from fd_jax.data.captions import MAX_SUBJECTS, SUBJECT_MARKER
 from fd_jax.errors import InputError
-
-MAX_SEED = 2**32 - 1
+from fd_jax.inference.inputs import MAX_SEED
 
 _KEYS = ("prompt", "references", "seed", "output", "negative_prompt")
 _JSON_TYPES = {
