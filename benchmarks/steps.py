@@ -18,8 +18,8 @@ from benchmarks.torch_step import Trainer
 from configs import sdm_ffhq, sdm_small, tdm_ffhq, tdm_small
 from fd_jax import distributed, params, sharding
 from fd_jax.data.captions import MAX_TOKENS
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
-from fd_jax.data.loader import DataConfig
 from fd_jax.networks import make_networks
 from fd_jax.training.config import ModelConfig, TrainConfig
 from fd_jax.training.initialize import read_sizes
@@ -53,11 +53,11 @@ class Trial:
             "tdm": (tdm_ffhq.CONFIG, tdm_small.CONFIG),
         }[self.kind]
         base = full if self.full else small
-        encodings = Path("encodings") if self.encoded else None
+        cache = Path("latent_cache") if self.encoded else None
         return dataclasses.replace(
             base,
             model=ModelConfig() if self.full else small.model,
-            data=dataclasses.replace(base.data, batch_size=self.batch_size, encodings=encodings),
+            data=dataclasses.replace(base.data, batch_size=self.batch_size, latent_cache=cache),
             optimizer=full.optimizer,
             compute=dataclasses.replace(base.compute, remat=self.remat),
         )
@@ -120,7 +120,7 @@ def random_batch(data: DataConfig, shapes: Example) -> Batch:
     image = rng.integers(0, 256, (count, side, side, 3), np.uint8)
     examples = Example(
         image=image if shapes.image is not None else None,
-        moments=encoding(shapes.moments),
+        posterior=encoding(shapes.posterior),
         text=encoding(shapes.text),
         segment_map=np.broadcast_to(columns.astype(np.uint8), (count, side, side)).copy(),
         subject_pixels=rng.integers(0, 256, (count, subjects, small, small, 3), np.uint8),

@@ -16,8 +16,8 @@ from torchvision.transforms import functional as TF
 
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.data.captions import Tokenizer, mark_subjects, tokenize
+from fd_jax.data.config import DataConfig
 from fd_jax.data.ffhq.folder import ID_FILES, item_path
-from fd_jax.data.loader import DataConfig
 
 SHAPES = ((1024, 1024), (1024, 1024), (1024, 1365), (1365, 1024))  # height, width; in turn
 WORDS = ("a man", "a woman")

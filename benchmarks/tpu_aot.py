@@ -250,7 +250,7 @@ def train_program(kind: str, case: Case) -> Program:
         batch_size=case.rows,
         resolution=configs.unet.sample_size * configs.vae.downscale,
         subject_resolution=configs.image_encoder.image_size,
-        encodings=pathlib.Path("encodings") if case.encoded else None,
+        latent_cache=pathlib.Path("latent_cache") if case.encoded else None,
     )
     optimizer = dataclasses.replace(base.optimizer, ema_decay=0.9999 if case.ema else None)
     compute = ComputeConfig(remat=case.remat)

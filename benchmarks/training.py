@@ -29,9 +29,9 @@ from benchmarks.steps import PEERS, Trial, run
 from fd_jax.assets import TOKENIZER
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.data.captions import load_tokenizer
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import make_example
-from fd_jax.data.ffhq.folder import open_source
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.training.metrics import FILE_NAME, read_metrics
 
 TOLERANCE = 1e-3  # of the first step's loss in float32, relative

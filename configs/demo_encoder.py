@@ -11,7 +11,7 @@ its first step on; CLIP's encoder, which the paper's SDM begins with, has learnt
 import dataclasses
 
 from configs.tdm_small import COMPUTE, MODEL
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
@@ -25,6 +25,7 @@ DATA = DataConfig(
     caption_drop_prob=0.1,
     augment=False,
     crops="portrait",
+    backdrop="fd_jax.demo.painters:backdrop",
     flip=False,
     num_threads=2,
 )

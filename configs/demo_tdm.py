@@ -8,7 +8,7 @@ loss does not let go of colours and layout at high noise, which a small model mu
 """
 
 from configs.tdm_small import COMPUTE, MODEL
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

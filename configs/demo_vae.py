@@ -10,7 +10,7 @@ are from the unit variance that scaling_factor 1 takes for granted.
 
 from configs.tdm_small import COMPUTE, MODEL
 from fd_jax.assets import PEOPLE
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

@@ -9,7 +9,7 @@ the subject fusion and the last two layers of the image encoder train. Parameter
 """
 
 from fd_jax.assets import PEOPLE
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

@@ -12,7 +12,7 @@ on the subject.
 
 from configs.tdm_small import COMPUTE, LOOP, MODEL
 from fd_jax.assets import PEOPLE
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

@@ -9,7 +9,7 @@ and moments take 10 GB, divided over --mesh.fsdp devices; activations of 16 imag
 must: what changes is which pictures the model makes.
 """
 
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
 from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig

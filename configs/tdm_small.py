@@ -8,7 +8,7 @@ held-out images fell from 0.29 (after 250 steps) to 0.20, and the pictures are r
 """
 
 from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.training.config import (
     ComputeConfig,
     LoopConfig,

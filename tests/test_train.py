@@ -87,7 +87,7 @@ def test_bad_command_lines_are_named(run, config, tmp_path, case):
 
 FILES = {
     "unknown field": (
-        "from fd_jax.data.loader import DataConfig\nDataConfig(bach_size=3)",
+        "from fd_jax.data.config import DataConfig\nDataConfig(bach_size=3)",
         "did you mean 'batch_size'",
     ),
     "wrong type": (
@@ -178,7 +178,7 @@ def test_two_processes_train_as_one(config, tmp_path):
 def test_two_processes_encode_the_data_together(config, tmp_path):
     arguments = ["--config", str(config), "--loop.num-steps", "2", "--loop.checkpoint-every", "2"]
     one, two = tmp_path / "one", tmp_path / "two"
-    encoded = ["--data.encodings", str(tmp_path / "encodings"), "--workdir", str(two)]
+    encoded = ["--data.latent_cache", str(tmp_path / "encodings"), "--workdir", str(two)]
     started, logs = run_together([*arguments, *encoded], tmp_path, "a")
     alone = start("train.py", [*arguments, "--workdir", str(one)], tmp_path / "one.log", devices=1)
     assert finish([*started, alone]) == [0, 0, 0], "\n".join(log.read_text() for log in logs)

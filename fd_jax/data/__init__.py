@@ -1,1 +1,1 @@
-"""From files and prompts to arrays on the host."""
+"""Training data and photographs: from files to arrays on the host."""

@@ -1,7 +1,11 @@
-"""What frozen encoders make of training items, in files that are read in place of images."""
+"""Latent cache: VAE posteriors and text embeddings, read in place of images.
+
+It serves training with a frozen VAE and a frozen text encoder.
+"""
 
 import itertools
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,32 +14,37 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int32, Shaped
 
-from fd_jax.data.captions import MAX_SUBJECTS, PromptError, Tokenizer, mark_subjects, tokenize
-from fd_jax.data.ffhq.folder import Record
-from fd_jax.data.ffhq.record import DataError
+from fd_jax.data.captions import (
+    MAX_SUBJECTS,
+    PromptError,
+    Tokenizer,
+    split_caption,
+    tokenize_pieces,
+)
+from fd_jax.data.ffhq.record import DataError, Record
 from fd_jax.errors import InputError
 
-INFO_FILE = "encodings.json"
+INFO_FILE = "latent_cache.json"
+_OLD_INFO_FILE = "encodings.json"  # of version 0.1
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Block(NamedTuple):
-    """The encodings of items next to each other, as they are stored.
+    """Posteriors and text embeddings of consecutive items, as they are stored.
 
-    bfloat16 is stored as what its bits are as uint16, which numpy's files and processes that share
-    memory know.
+    bfloat16 is stored as its bits in uint16, which NumPy's files and shared memory support.
     """
 
-    moments: Shaped[np.ndarray, "n 2 h w 8"]  # mean and log variance of image and mirror image
-    texts: Shaped[np.ndarray, "m 77 d"]
-    tokens: Int32[np.ndarray, "m 77"]  # that the texts were made of
+    posterior: Shaped[np.ndarray, "n 2 h w 8"]  # mean and log variance, of image and mirror image
+    texts: Shaped[np.ndarray, "m 77 d"]  # text embeddings
+    tokens: Int32[np.ndarray, "m 77"]  # token ids of the text embeddings
 
 
-class Encodings:
-    """A folder of blocks.
+class LatentCache:
+    """Reads a folder of blocks.
 
     Args:
-        folder: What `fd_jax.training.encoding.build` wrote.
+        folder: Folder that `fd_jax.training.latent_cache` wrote.
         size: Items of a block; the last one may have fewer.
     """
 
@@ -44,20 +53,20 @@ class Encodings:
         self._blocks: dict[int, Block] = {}
 
     def __reduce__(self):
-        return Encodings, (self.folder, self.size)  # files are opened anew by each process
+        return LatentCache, (self.folder, self.size)  # each process opens the files itself
 
-    def moments(self, index: int, *, flip: bool) -> Shaped[np.ndarray, "h w 8"]:
-        """Returns the moments of an item's image, mirrored or not."""
-        return np.array(self._block(index).moments[index % self.size, int(flip)])
+    def posterior(self, index: int, *, flip: bool) -> Shaped[np.ndarray, "h w 8"]:
+        """Returns the VAE posterior of an item's image, mirrored or not."""
+        return np.array(self._block(index).posterior[index % self.size, int(flip)])
 
     def text(self, record: Record, tokens: Int32[np.ndarray, "77"]) -> Shaped[np.ndarray, "77 d"]:
-        """Returns the encoding of an item's tokens. Raises DataError if it was never made."""
+        """Returns the text embeddings of an item's tokens. Raises DataError if they are missing."""
         block = self._block(record.index)
         [found] = np.nonzero((block.tokens == tokens).all(axis=1))
         if not len(found):
             raise DataError(
                 f"item {record.id}: its caption is not the one that {self.folder} was made of: "
-                "expected the same data, or another data.encodings"
+                "expected the same data, or another data.latent_cache"
             )
         return np.array(block.texts[found[0]])
 
@@ -69,9 +78,9 @@ class Encodings:
 
 
 def token_sequences(record: Record, tokenizer: Tokenizer) -> list[Int32[np.ndarray, "77"]]:
-    """Returns all that an item's caption can become, whichever of its subjects are marked.
+    """Tokenizes an item's caption with every choice of its subjects.
 
-    That is one sequence of tokens, but for a subject whose noun phrase ends inside of a word.
+    The tokens are the same for all choices, unless a noun phrase ends inside of a word.
 
     Raises:
         DataError: The caption cannot be used. The message names the item.
@@ -79,16 +88,16 @@ def token_sequences(record: Record, tokenizer: Tokenizer) -> list[Int32[np.ndarr
 
     def tokens(ends: Sequence[int]) -> Int32[np.ndarray, "77"] | None:
         try:
-            return tokenize(tokenizer, mark_subjects(record.caption, ends)).input_ids
+            return tokenize_pieces(tokenizer, split_caption(record.caption, ends)).input_ids
         except PromptError:
-            return None  # no example has these subjects
+            return None  # no example chooses these subjects
 
     try:
-        whole = tokenize(tokenizer, record.caption).input_ids
+        whole = tokenize_pieces(tokenizer, split_caption(record.caption, [])).input_ids
     except PromptError as error:
         raise DataError(f"item {record.id}: {error}") from error
     found = {whole.tobytes(): whole}
-    # Where a mark alone changes nothing, or cannot be, that is so beside others too.
+    # A subject that changes no token alone, or cannot be chosen, changes none beside others.
     alone = {end: tokens([end]) for end in sorted({segment.end for segment in record.segments})}
     ends = [end for end, ids in alone.items() if ids is not None and (ids != whole).any()]
     for count in range(1, MAX_SUBJECTS + 1):
@@ -99,59 +108,109 @@ def token_sequences(record: Record, tokenizer: Tokenizer) -> list[Int32[np.ndarr
 
 
 def write_block(folder: Path, number: int, block: Block) -> None:
-    """Writes a block; it is there once all of it is. Raises InputError."""
+    """Writes a block with checksums, which make it complete. Raises InputError."""
+    checksums = {}
     try:
-        # The last one tells that the block is whole.
-        for name in reversed(Block._fields):
+        for name in Block._fields:
+            array = np.ascontiguousarray(_stored(getattr(block, name)))
+            checksums[name] = _checksum(array, number, name)
             path = _path(folder, number, name)
             part = path.with_name(f".{path.name}")
             with part.open("wb") as file:
-                np.save(file, _stored(getattr(block, name)), allow_pickle=False)
+                np.save(file, array, allow_pickle=False)
             part.replace(path)
+        _write_json(_checksum_path(folder, number), checksums)
     except OSError as error:
-        raise InputError(f"cannot write encodings to {folder}: {error}") from error
+        raise InputError(f"cannot write the latent cache to {folder}: {error}") from error
 
 
 def has_block(folder: Path, number: int) -> bool:
-    return _path(folder, number, Block._fields[0]).is_file()
+    """Whether a block was written completely."""
+    return _checksum_path(folder, number).is_file()
 
 
 def read_block(folder: Path, number: int) -> Block:
-    """Maps a block's files into memory. Raises DataError if one is missing or damaged."""
-    paths = [_path(folder, number, name) for name in Block._fields]
+    """Maps a block's files into memory, after a look at their checksums.
+
+    Raises:
+        DataError: A file is missing or damaged. The message names it.
+    """
+    path = _checksum_path(folder, number)
+    arrays = []
     try:
-        return Block(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
-    except (OSError, ValueError) as error:
+        checksums = json.loads(path.read_bytes())
+        for name in Block._fields:
+            path = _path(folder, number, name)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if _checksum(array, number, name) != checksums[name]:
+                raise ValueError("its checksum differs from the one written with it")
+            arrays.append(array)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, SyntaxError) as error:
+        names = " ".join(path.name for path in _paths(folder, number))
         raise DataError(
-            f"encodings cannot be read: {error}; expected what was written to {folder}: delete it "
-            "to have it made again"
+            f"{path} of the latent cache is damaged or missing: {error}; delete {names} in that "
+            "folder to have the block encoded again"
         ) from error
+    return Block(*arrays)
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """Returns what the encodings of a folder are of, if it has any. Raises InputError."""
+    """Reads what a latent cache was made from, or returns None if there is none.
+
+    Raises:
+        InputError: The file is damaged, or version 0.1 wrote the cache.
+    """
+    if (folder / _OLD_INFO_FILE).exists():
+        raise InputError(
+            f"{folder} is a latent cache of version 0.1, which has no checksums: expected another "
+            "folder, or delete it"
+        )
     path = folder / INFO_FILE
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        info = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(info, dict):
+        raise InputError(f"{path} holds a {type(info).__name__}, expected a JSON object")
+    return info
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
-    """Says what encodings are of. Raises InputError if the folder cannot be written."""
-    part = folder / f".{INFO_FILE}"
+    """Writes what a latent cache is made from. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(info))
-        part.replace(folder / INFO_FILE)
+        _write_json(folder / INFO_FILE, info)
     except OSError as error:
-        raise InputError(f"cannot write encodings to {folder}: {error}") from error
+        raise InputError(f"cannot write the latent cache to {folder}: {error}") from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}")
+    part.write_text(json.dumps(content))
+    part.replace(path)
 
 
 def _path(folder: Path, number: int, name: str) -> Path:
     return folder / f"{number:05d}_{name}.npy"
+
+
+def _checksum_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}_checksums.json"
+
+
+def _paths(folder: Path, number: int) -> list[Path]:
+    return [
+        *(_path(folder, number, name) for name in Block._fields),
+        _checksum_path(folder, number),
+    ]
+
+
+def _checksum(array: Shaped[np.ndarray, "*shape"], number: int, name: str) -> int:
+    """Computes the CRC-32 of an array's bytes with its place, dtype and shape."""
+    place = f"{number} {name} {array.dtype.str} {array.shape}"
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"), zlib.crc32(place.encode()))
 
 
 def _stored(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:

@@ -1,4 +1,4 @@
-"""Batches of training examples: shuffled, dealt out to processes, resumable at any example."""
+"""Batches of training examples: shuffled, sharded over processes, resumable at any example."""
 
 import dataclasses
 import functools
@@ -16,101 +16,43 @@ from absl import flags
 from jaxtyping import Int
 
 from fd_jax.assets import TOKENIZER
-from fd_jax.config import Config
-from fd_jax.data.captions import MAX_SUBJECTS, Tokenizer, load_tokenizer
-from fd_jax.data.examples import Crops, Example, make_example
-from fd_jax.data.ffhq.folder import Source, Split, has_split, open_source
+from fd_jax.data.captions import Tokenizer, load_tokenizer
+from fd_jax.data.config import DataConfig
+from fd_jax.data.crops import load_backdrop
+from fd_jax.data.examples import Example, make_example
 from fd_jax.data.ffhq.record import DataError
-from fd_jax.data.latent_cache import Encodings
-from fd_jax.data.photographs import MAX_SUBJECT_RESOLUTION
+from fd_jax.data.ffhq.source import Source, has_split, open_source
+from fd_jax.data.latent_cache import LatentCache
 from fd_jax.errors import InputError
 
 SHARED_MEMORY = Path("/dev/shm")
 
-Shard = tuple[int, int]  # which of how many processes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Config):
-    """Which photographs are learnt from, and what of them is seen."""
-
-    root: tuple[Path, ...] = ()
-    """Folders in the layout of FFHQ-FastComposer, or TFDS datasets that
-    `python -m fd_jax.data.ffhq build` made of them; several are joined."""
-    split: Split = "train"
-    """Which of a root's lists of ids is learnt from. The test list is what is held out."""
-    batch_size: int = 16
-    """Examples per step, those of all processes together."""
-    resolution: int = 512
-    """Side of the images in pixels."""
-    subject_resolution: int = 224
-    """Side of the subjects' crops in pixels."""
-    max_subjects: int = 4
-    """Subjects per image, the rest being left out by chance; 0 learns from captions alone."""
-    caption_drop_prob: float = 0.1
-    """How often an image is seen without caption and subjects."""
-    subject_keep_prob: float = 0.9
-    """How often each subject is kept otherwise."""
-    object_types: tuple[str, ...] = ("person",)
-    """Kinds of segments that are subjects, by their coco_label."""
-    min_subjects: int = 0
-    """Images with fewer subjects are left out."""
-    balance_subjects: bool = False
-    """Repeat images so that all numbers of subjects, up to max-subjects, are as frequent."""
-    augment: bool = True
-    """Crop, rotate, recolour, blur and bend the subjects at random."""
-    crops: Crops = "noise"
-    """What is around subjects in their crops: noise in their box, as in the released code; or the
-    room and the backdrop of a portrait, for an image encoder that is trained from scratch."""
-    flip: bool = True
-    """Mirror every other image."""
-    num_workers: int = 0
-    """Processes that load examples, on each host; 0 loads them in threads."""
-    num_threads: int = 8
-    """Threads that load examples where num-workers is 0."""
-    prefetch: int = 2
-    """Batches that are loaded ahead: by the threads together, or by each process."""
-    encodings: Path | None = None
-    """Folder of what the frozen autoencoder and text encoder make of the data, written before the
-    first step unless it is there, and read in place of images from then on (tdm, sdm)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("batch_size", "num_threads", "prefetch"):
-            self.require(name, 1)
-        self.require("resolution", 8, 8192)
-        self.require("subject_resolution", 2, MAX_SUBJECT_RESOLUTION)
-        self.require("max_subjects", 0, MAX_SUBJECTS)
-        for name in ("caption_drop_prob", "subject_keep_prob"):
-            self.require(name, 0, 1)
-        for name in ("min_subjects", "num_workers"):
-            self.require(name, 0)
-        if not self.object_types:
-            raise InputError("DataConfig: object_types is empty, expected a label such as person")
+Shard = tuple[int, int]  # index of this process, number of processes
 
 
 class Loader:
-    """Iterates for ever over this process's share of the batches.
+    """Iterates endlessly over this process's share of the batches.
 
-    The order of the examples, and all that is drawn for one, depend on the seed and its place in
-    the order, not on processes, workers or threads. Row j of process p of n is row j * n + p of
-    the batch.
+    The order of the examples and every random draw depend on the seed and the position in that
+    order, not on processes, workers or threads. Row j of process p of n is row j * n + p of the
+    batch.
 
     Args:
-        config: The data.
-        tokenizer_folder: A CLIP tokenizer; by default the one that comes with this package.
-        seed: Of the order and of the examples.
-        position: How many examples, of all processes, came before the first one of this loader.
-        training: Whether examples are dropped, mirrored and augmented.
-        shard: This process and the number of processes; by default JAX's.
-        encodings: Of the items, see `make_example`.
+        config: Config of the data.
+        tokenizer_folder: CLIP tokenizer; by default the bundled one.
+        seed: Seed of the order and of the examples.
+        position: Number of examples, over all processes, to skip.
+        training: Whether captions and subjects are dropped, images mirrored and crops augmented.
+        shard: Index of this process and number of processes; by default JAX's.
+        source: Items to load; by default `config.root` is opened.
+        latent_cache: Posteriors and text embeddings of the items, see `make_example`.
 
     Attributes:
         source: The items.
-        position: How many examples of all processes have been handed out.
+        position: Number of examples handed out, over all processes.
 
     Raises:
-        InputError: The data cannot be used, or the batch cannot be divided by the processes.
+        InputError: The data cannot be used, or the processes cannot share the batch evenly.
     """
 
     def __init__(
@@ -122,15 +64,16 @@ class Loader:
         position: int = 0,
         training: bool = True,
         shard: Shard | None = None,
-        encodings: Encodings | None = None,
+        source: Source | None = None,
+        latent_cache: LatentCache | None = None,
     ):
-        process, count = _divide(config, shard)
+        process, count = _shard(config, shard)
         self.position = position
         self._batch_size = config.batch_size
-        self.source = open_source(config.root, config.split)
-        self._numbers = choose(self.source, config).tolist()
-        make = _Make(self.source, config, tokenizer_folder or TOKENIZER, training, encodings)
-        examples = grain.MapDataset.source(self._numbers).seed(seed).shuffle().repeat()
+        self.source = open_source(config.root, config.split) if source is None else source
+        self._epoch = epoch_indices(self.source, config).tolist()
+        make = _MakeExample(self.source, config, tokenizer_folder, training, latent_cache)
+        examples = grain.MapDataset.source(self._epoch).seed(seed).shuffle().repeat()
         examples = examples.random_map(make)[position + process :: count]
         self._is_copied = config.num_workers > 0
         self._iterator = [_batches(examples, config, config.batch_size // count)]
@@ -139,20 +82,18 @@ class Loader:
     @property
     def num_examples(self) -> int:
         """Examples per epoch."""
-        return len(self._numbers)
+        return len(self._epoch)
 
     @property
     def fingerprint(self) -> dict[str, int | str]:
-        """What tells whether other data is the same: number and SHA-256 of the ids in order.
+        """Number and SHA-256 of the ids of an epoch in order, to recognize other data.
 
-        Where a root lies, and whether it is a folder or a dataset, makes no difference.
+        It does not depend on the path of a root, nor on whether that is a folder or a dataset.
         """
-        plain = [f"{i}/{name}" for i, ids in enumerate(self.source.plain_ids) for name in ids]
-        ids = "\n".join(plain[number] for number in self._numbers)
-        return {"count": len(self._numbers), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
+        return fingerprint(self.source, self._epoch)
 
     def ids(self, index: Int[np.ndarray, " n"] | Sequence[int]) -> list[str]:
-        """Returns the ids of items, from `Example.index`."""
+        """Returns the ids of items by their `Example.index`."""
         return [self.source.ids[i] for i in np.asarray(index)]
 
     def __iter__(self) -> Iterator[Example]:
@@ -164,18 +105,18 @@ class Loader:
             raise StopIteration
         batch = next(self._iterator[0])
         if self._is_copied:
-            # Memory of the workers, which they fill again.
+            # Memory shared with the workers, which reuse it.
             batch = jax.tree.map(np.array, batch)
         self.position += self._batch_size
         return batch
 
     def close(self) -> None:
-        """Ends threads and worker processes. No batch comes after."""
+        """Stops threads and worker processes; iteration ends."""
         self._end()
 
 
 def _end(iterator: list[grain.DatasetIterator], has_workers: bool) -> None:
-    # Grain's iterators complain, and leave shared memory behind, if they live until Python ends.
+    # Iterators of Grain that live until Python exits log errors and leak shared memory.
     iterator.pop().close()
     if has_workers:
         gc.collect()
@@ -188,28 +129,33 @@ def held_out(
     seed: int,
     shard: Shard | None = None,
 ) -> Iterator[Example]:
-    """Yields this process's share of the held-out batches, the same each time.
+    """Yields this process's share of the held-out batches, the same at each call.
 
-    The items of the test split, in order, each once; the last batch is filled up from the first
-    items. Nothing is dropped, mirrored or augmented. Without test items there is no batch, and a
-    folder without a list of them has none.
+    They hold each item of the test split once, in order; the last batch is filled up from the
+    first items. Nothing is dropped, mirrored or augmented. Without test items there is no batch.
+
+    Args:
+        config: Config of the data.
+        tokenizer_folder: CLIP tokenizer; by default the bundled one.
+        seed: Seed of the noise in crops.
+        shard: Index of this process and number of processes; by default JAX's.
 
     Raises:
-        InputError: The data cannot be used, or the batch cannot be divided by the processes.
+        InputError: The data cannot be used, or the processes cannot share the batch evenly.
     """
-    process, count = _divide(config, shard)
+    process, count = _shard(config, shard)
     roots = [root for root in config.root if has_split(root, "test")]
     if not roots:
         return iter(())
     source = open_source(roots, "test")
-    numbers = choose(source, dataclasses.replace(config, balance_subjects=False)).tolist()
-    make = _Make(source, config, tokenizer_folder or TOKENIZER, training=False)
+    epoch = epoch_indices(source, dataclasses.replace(config, balance_subjects=False)).tolist()
+    make = _MakeExample(source, config, tokenizer_folder, training=False)
     size = config.batch_size
 
     def batches() -> Iterator[Example]:
-        for start in range(0, len(numbers), size):
+        for start in range(0, len(epoch), size):
             rows = [
-                make(numbers[i % len(numbers)], np.random.default_rng((seed, i)))
+                make(epoch[i % len(epoch)], np.random.default_rng((seed, i)))
                 for i in range(start + process, start + size, count)
             ]
             yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
@@ -217,29 +163,36 @@ def held_out(
     return batches()
 
 
-def choose(source: Source, config: DataConfig) -> Int[np.ndarray, " n"]:
-    """Returns the numbers of the items of an epoch, in order, repeated where they are balanced.
+def epoch_indices(source: Source, config: DataConfig) -> Int[np.ndarray, " n"]:
+    """Returns the indices of an epoch's items, in order, repeated where they are balanced.
 
     Raises:
         DataError: No item has enough subjects.
     """
-    numbers = np.arange(len(source))
+    indices = np.arange(len(source))
     if not config.min_subjects and not config.balance_subjects:
-        return numbers
+        return indices
     counts = source.num_subjects(config.object_types)
-    numbers = numbers[counts >= config.min_subjects]
-    if not len(numbers):
+    indices = indices[counts >= config.min_subjects]
+    if not len(indices):
         raise DataError(
             f"none of {len(source)} items has {config.min_subjects} subjects of type "
             f"{' or '.join(config.object_types)}, expected some; the most is {counts.max()}"
         )
     if not config.balance_subjects:
-        return numbers
-    # More than can be kept are as good as those.
-    kinds = np.minimum(counts[numbers], config.max_subjects)
-    groups = [numbers[kinds == kind] for kind in np.unique(kinds)]
+        return indices
+    # An item with more subjects than are kept counts as one with as many as are kept.
+    kept = np.minimum(counts[indices], config.max_subjects)
+    groups = [indices[kept == count] for count in np.unique(kept)]
     longest = max(map(len, groups))
     return np.sort(np.concatenate([np.resize(group, longest) for group in groups]))
+
+
+def fingerprint(source: Source, epoch: Sequence[int]) -> dict[str, int | str]:
+    """Returns number and SHA-256 of an epoch's ids, in order."""
+    plain = [f"{i}/{name}" for i, ids in enumerate(source.ids_by_root) for name in ids]
+    ids = "\n".join(plain[index] for index in epoch)
+    return {"count": len(epoch), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
 
 
 @functools.lru_cache(maxsize=4)
@@ -247,36 +200,42 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-class _Make:
-    """Reads an item and makes an example of it. Pickled, it leaves its tokenizer behind."""
+class _MakeExample:
+    """Reads an item and makes an example of it. Pickled without its tokenizer."""
 
     def __init__(
         self,
         source: Source,
         config: DataConfig,
-        tokenizer_folder: Path,
+        tokenizer_folder: Path | None,
         training: bool,
-        encodings: Encodings | None = None,
+        latent_cache: LatentCache | None = None,
     ):
-        self._arguments = source, config, tokenizer_folder, training, encodings
-        self._source, self._config, self._training = source, config, training
-        self._encodings = encodings
-        self._tokenizer = _tokenizer(tokenizer_folder)
+        self._arguments = (source, config, tokenizer_folder, training, latent_cache)
+        self._source = source
+        self._config = config
+        self._training = training
+        self._latent_cache = latent_cache
+        self._tokenizer = _tokenizer(tokenizer_folder or TOKENIZER)
+        self._backdrop = load_backdrop(config.backdrop) if config.crops == "portrait" else None
 
     def __reduce__(self):
-        return _Make, self._arguments
+        return _MakeExample, self._arguments
 
-    def __call__(self, number: int, rng: np.random.Generator) -> Example:
-        record = self._source[number]
+    def __call__(self, index: int, rng: np.random.Generator) -> Example:
         return make_example(
-            *(record, self._config, self._tokenizer, rng),
+            self._source[index],
+            self._config,
+            self._tokenizer,
+            rng,
             training=self._training,
-            encodings=self._encodings,
+            backdrop=self._backdrop,
+            latent_cache=self._latent_cache,
         )
 
 
-def _divide(config: DataConfig, shard: Shard | None) -> Shard:
-    """This process and the number of processes, which share a batch evenly."""
+def _shard(config: DataConfig, shard: Shard | None) -> Shard:
+    """Returns index and number of processes. Raises InputError if they divide no batch evenly."""
     process, count = shard or (jax.process_index(), jax.process_count())
     if config.batch_size % count:
         raise InputError(
@@ -286,9 +245,9 @@ def _divide(config: DataConfig, shard: Shard | None) -> Shard:
 
 
 def _check_shared_memory(config: DataConfig, size: int) -> None:
-    """Raises InputError if the workers' batches would not fit, of which they would die unheard."""
+    """Raises InputError if the batches exceed shared memory, of which workers die silently."""
     bytes_each = 4 * config.resolution**2 + 3 * config.max_subjects * config.subject_resolution**2
-    # Those ahead, one being made and one being read.
+    # Prefetched batches, one being made and one being read.
     needed = config.num_workers * (config.prefetch + 2) * size * bytes_each
     if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
         raise InputError(
@@ -299,16 +258,16 @@ def _check_shared_memory(config: DataConfig, size: int) -> None:
 
 
 def _batches(examples: grain.MapDataset, config: DataConfig, size: int) -> grain.DatasetIterator:
-    """An iterator over batches, the same ones however they are loaded."""
+    """Iterates over batches, which do not depend on how they are loaded."""
     if not config.num_workers:
         options = grain.ReadOptions(
             num_threads=config.num_threads, prefetch_buffer_size=config.prefetch * size
         )
         return iter(examples.to_iter_dataset(options).batch(size, drop_remainder=True))
     _check_shared_memory(config, size)
-    if not flags.FLAGS.is_parsed():  # Grain asks absl for a flag, which only absl's app parses
+    if not flags.FLAGS.is_parsed():  # Grain reads an absl flag, which only absl.app parses
         flags.FLAGS.mark_as_parsed()
-    # Batches come first, as workers that are dealt single examples would group others.
+    # Batch before prefetching: workers that receive single examples would form other batches.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     workers = grain.MultiprocessingOptions(
         num_workers=config.num_workers, per_worker_buffer_size=config.prefetch

@@ -1,10 +1,9 @@
-"""Photographs of subjects: from any image file to the pixels that the image encoder takes."""
+"""Photographs of subjects, decoded and resized to the input of the image encoder."""
 
 import contextlib
 import io
 import os
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,13 +13,14 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import ExifTags, Image
 
 from fd_jax.errors import InputError
-
-
-@runtime_checkable
-class SupportsRead(Protocol):
-    """A binary file, or anything else that bytes can be read from."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
+from fd_jax.images.opening import (
+    FORMAT_NAMES,
+    SupportsRead,
+    UnknownFormatError,
+    is_listed,
+    open_image,
+    quiet,
+)
 
 
 @runtime_checkable
@@ -30,37 +30,24 @@ class SupportsArray(Protocol):
     def __array__(self, *args: Any, **options: Any) -> np.ndarray: ...
 
 
-# A path, an image, an array (NumPy's, JAX's or another that NumPy reads), or the bytes of a file
-# and what they can be read from.
 FileBytes = bytes | bytearray | memoryview
+# A path, a PIL image, an array that NumPy reads, the bytes of an image file, or an open file.
 Photograph = str | os.PathLike | Image.Image | np.ndarray | FileBytes | SupportsArray | SupportsRead
 
-MAX_PIXELS = 178_956_970  # Pillow refuses larger files unless told otherwise
+MAX_PIXELS = 178_956_970  # Pillow's own limit
 MIN_SIDE = 2
 MAX_SUBJECT_RESOLUTION = 4096  # side of the square that photographs are resized to
-IMAGE_SUFFIXES = tuple(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jp2",
-    ]
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".jp2"),
 )
-MAX_ASPECT = 100  # beyond, resizing to 224 leaves two columns or fewer
+MAX_ASPECT = 100  # a longer image resized to 224 keeps two columns or fewer
 
-# What Pillow raises on damaged files, apart from its own errors: each format has its habits.
+# Exceptions that Pillow raises on damaged files, besides its own; they differ by format.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, RuntimeError)
 _DAMAGE += (OverflowError, struct.error)
 
-_UPRIGHT = {  # EXIF orientation -> what undoes it
+_UPRIGHT = {  # EXIF orientation -> transpose that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -103,30 +90,38 @@ def photographs_in(path: str | os.PathLike) -> list[Path]:
 
 
 def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the photograph as RGB, upright, in an array of its own.
+    """Decodes a photograph to upright RGB, in a new array.
 
-    Transparent parts become black. Of an animation the first frame is read (of an open PIL image
-    the current one). Colour profiles are not applied.
+    Transparent pixels become black. An animation gives its first frame, an open PIL image its
+    current one. Colour profiles are not applied.
 
     Args:
-        source: The path of an image file, its bytes, or an open binary file; a PIL image; or an
-            array of uint8 or of floats in [0, 1], shaped (h, w) or (h, w, c) with 1, 3 or 4
-            channels.
+        source: Path of an image file, its bytes, or an open binary file, which is read to its end;
+            a PIL image; or an array of uint8 or of floats in [0, 1], shaped (h, w) or (h, w, c)
+            with 1, 3 or 4 channels.
 
     Raises:
-        PhotographError: The file is missing, damaged or cut short, or is no image; the image is
-            too large or too small, or its mode, dtype, shape or range has no known meaning.
+        PhotographError: The file is missing, damaged, truncated, or of another format than
+            `fd_jax.images.opening.FORMATS`; the image is too large or too small; or its mode,
+            dtype, shape or range is not supported.
     """
     if isinstance(source, FileBytes):
-        return _read(io.BytesIO(source), f"photograph of {len(source)} bytes")
+        return _decode(io.BytesIO(source), f"photograph of {len(source)} bytes")
     if isinstance(source, SupportsRead):
-        return _read(source, f"photograph {getattr(source, 'name', '') or source!r}")
+        name = f"photograph {getattr(source, 'name', '') or repr(source)}"
+        return _decode(io.BytesIO(_content(source, name)), name)
     if isinstance(source, SupportsArray) and not isinstance(source, np.ndarray | Image.Image):
         source = np.asarray(source)
     if isinstance(source, np.ndarray):
         return _rgb(_image_of_array(source), "photograph array")
     if isinstance(source, Image.Image):
-        return _rgb(source, f"photograph {getattr(source, 'filename', '') or source!r}")
+        name = f"photograph {getattr(source, 'filename', '') or repr(source)}"
+        if not is_listed(source):  # its pixels may not be decoded yet
+            raise PhotographError(
+                f"{name} was opened as {source.format}, expected {FORMAT_NAMES}, or a copy in "
+                "memory (image.copy())"
+            )
+        return _rgb(source, name)
     if not isinstance(source, str | os.PathLike):
         raise PhotographError(
             f"photograph is a {type(source).__name__}, expected a path, the bytes of a file, a "
@@ -138,12 +133,33 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
         raise PhotographError(f"{name} is a folder, expected an image file")
     if os.path.isfile(source) and os.path.getsize(source) == 0:
         raise PhotographError(f"{name} is empty")
-    return _read(source, name)
+    return _decode(source, name)
 
 
-def _read(source: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _content(source: SupportsRead, name: str) -> bytes:
+    """Reads a file object to its end, and goes back to where it was if it can."""
+    try:
+        position = source.tell() if hasattr(source, "tell") and hasattr(source, "seek") else None
+    except (OSError, ValueError):
+        position = None
+    try:
+        content = source.read()
+        if position is not None:
+            source.seek(position)
+    except (OSError, ValueError) as error:
+        raise PhotographError(f"{name} cannot be read: {error}") from error
+    if not isinstance(content, bytes | bytearray):
+        raise PhotographError(
+            f"{name} gives {type(content).__name__}, expected bytes: open it in binary mode ('rb')"
+        )
+    if not content:
+        raise PhotographError(f"{name} is empty")
+    return bytes(content)
+
+
+def _decode(source: str | os.PathLike | io.BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
     with _errors_named(name):
-        image = Image.open(source)
+        image = open_image(source)
     with image:
         return _rgb(image, name)
 
@@ -151,10 +167,10 @@ def _read(source: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
 def subject_pixels(
     photograph: UInt8[np.ndarray, "h w 3"], resolution: int
 ) -> Float32[np.ndarray, "r r 3"]:
-    """Returns the photograph in [0, 1], padded to a square with black, then resized.
+    """Pads a photograph with black to a square and resizes it; the result is in [0, 1].
 
-    Antialiased bilinear interpolation, rounded to 256 levels because torchvision resizes 8-bit
-    images so: equal to the released code, level for level, on any machine.
+    The interpolation is bilinear with antialiasing, rounded to 256 levels as torchvision does for
+    8-bit images: every level equals the released code's, on any machine.
     """
     height, width, _ = photograph.shape
     # An odd difference leaves the square one pixel short, which the resize makes up for.
@@ -169,8 +185,8 @@ def _pad_and_resize(
     pixels: Shaped[np.ndarray, "n m 3"], padding: int, resolution: int
 ) -> Float32[np.ndarray, "r m 3"]:
     """Pads the first axis with black at both ends and resizes it."""
-    # Every float32 here, and the order of the sums, is PyTorch's. Exact weights would put one
-    # value in a few thousand on the next of the 256 levels.
+    # The float32 numbers and the order of the sums are PyTorch's. Exact weights would change one
+    # value in a few thousand by a level.
     length = len(pixels)
     size = length + 2 * padding
     scale = np.float32(size) / np.float32(resolution)
@@ -185,14 +201,14 @@ def _pad_and_resize(
 
     taps = first[:, None] + np.arange(count)
     total = np.cumsum(np.where(taps < size, triangle(taps), 0), axis=1)[:, -1:]
-    # Black adds nothing, so it need not exist: squaring a long thin image could fill the memory.
+    # The padding is never allocated: a long thin image squared could fill the memory.
     taps = np.maximum(first, padding)[:, None] + np.arange(min(count, length))
     weights = np.where(taps < padding + length, triangle(taps) / total, 0)
     taps = np.minimum(taps - padding, length - 1)
 
     resized = np.zeros((resolution, *pixels.shape[1:]), np.float32)
     for tap, weight in zip(taps.T, weights.T.astype(np.float64), strict=True):
-        # PyTorch's multiply-add is fused: float64 holds the product, and one rounding follows.
+        # PyTorch's multiply-add is fused: the product is exact in float64 and rounded once.
         resized = (resized + pixels[tap] * weight[:, None, None]).astype(np.float32)
     return resized
 
@@ -205,7 +221,7 @@ def _image_of_array(array: np.ndarray) -> Image.Image:
     _check_size(described, width=array.shape[1], height=array.shape[0])
     if np.issubdtype(array.dtype, np.floating):
         low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # so that NaN is refused too
+        if not (low >= 0 and high <= 1):  # refuses NaN too
             raise PhotographError(f"{described} spans {low} to {high}, expected floats in [0, 1]")
         array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
@@ -226,16 +242,14 @@ def _check_size(name: str, *, width: int, height: int) -> None:
 
 @contextlib.contextmanager
 def _errors_named(name: str) -> Iterator[None]:
-    """Turns what Pillow raises on files it cannot read into errors that name the file."""
+    """Translates what Pillow raises on unreadable files into errors that name the file."""
     try:
-        with warnings.catch_warnings():
-            # Of sizes within MAX_PIXELS, and of metadata that no pixel depends on.
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except FileNotFoundError as error:
         raise PhotographError(f"{name} does not exist") from error
-    except Image.UnidentifiedImageError as error:
-        raise PhotographError(f"{name} is no image of a kind that Pillow reads") from error
+    except UnknownFormatError as error:
+        raise PhotographError(f"{name} {error}") from error
     except Image.DecompressionBombError as error:
         raise PhotographError(f"{name} is too large: {error}") from error
     except _DAMAGE as error:
@@ -246,15 +260,15 @@ def _rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
     _check_size(name, width=image.width, height=image.height)  # before anything is decoded
     with _errors_named(name):
         image.load()
-    _check_size(name, width=image.width, height=image.height)  # icons know theirs only now
+    _check_size(name, width=image.width, height=image.height)  # some formats know it only now
     upright = _upright(image)
 
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image, name)
     try:
         if image.has_transparency_data:
-            # Black like the padding. Dropping alpha, as the released code does, would bring back
-            # what a cut-out hides, often the whole former background.
+            # Black like the padding. Dropping alpha, as the released code does, would uncover
+            # what a cut-out hides, often the whole background.
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         image = image.convert("RGB")
@@ -264,23 +278,22 @@ def _rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _upright(image: Image.Image) -> Image.Transpose | None:
-    """What the orientation in the metadata asks for; nothing where that cannot be read."""
-    # The released code ignores it, so that a face may lie on its side.
-    with warnings.catch_warnings(), contextlib.suppress(*_DAMAGE):
-        warnings.simplefilter("ignore")
+    """Returns the transpose that undoes the EXIF orientation, or None."""
+    # The released code ignores it, and faces may lie on their side.
+    with quiet(), contextlib.suppress(*_DAMAGE):
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     return None
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Scales 16-bit, 32-bit and float greys, which Pillow itself would clip at 255."""
+    """Scales 16-bit, 32-bit and float greys to 8 bits; Pillow would clip them at 255."""
     grey = np.asarray(image).astype(np.float32)
     low, high = grey.min(), grey.max()
-    if not (low >= 0 and high <= 65535):  # so that NaN is refused too
+    if not (low >= 0 and high <= 65535):  # refuses NaN too
         raise PhotographError(
             f"{name} of mode {image.mode} spans {low} to {high}, expected 0 to 65535"
         )
-    # Modes I and F do not say what is white; files and Pillow's conversions use these values.
+    # Modes I and F do not define white; files and Pillow's conversions use these values.
     whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
     white = next(white for white in whites if high <= white)
     return Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8))

@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fd_jax.data.captions import SUBJECT_MARKER
-from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.ffhq.record import decode_image
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.demo.painters import Scene
 from fd_jax.demo.portraits import MIN_PEOPLE, Cutout, People
 from fd_jax.demo.scenes import compose

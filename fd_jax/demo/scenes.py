@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from fd_jax.data.ffhq.folder import ID_FILES, has_split, item_path
+from fd_jax.data.ffhq.folder import ID_FILES, item_path
+from fd_jax.data.ffhq.source import has_split
 from fd_jax.demo.painters import SCENES, Scene, paint
 from fd_jax.demo.portraits import MIN_SHARE, Cutout, People
 from fd_jax.errors import InputError
@@ -273,7 +274,7 @@ def main() -> None:
         )
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {a.out}; python -m fd_jax.data.ffhq check {a.out} --page page.png draws examples")
+    print(f"wrote {a.out}; fd-data check {a.out} --page page.png draws examples")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tyro
 from fd_jax import distributed, sharding
 from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from fd_jax.config import Config, differences, nearest, to_json
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
 from fd_jax.errors import InputError
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import Remat, as_dtype
@@ -156,7 +156,7 @@ class TrainConfig(Config):
 # rounding. The data may move; that it is the same is checked by its ids.
 _FREE = (
     r"compute\.(attention|remat|accumulation)|mesh\..*|log\..*|preview\..*|processes\..*|"
-    r"loop\.(?!seed).*|data\.(root|num_workers|num_threads|prefetch|encodings)(\..*)?"
+    r"loop\.(?!seed).*|data\.(root|num_workers|num_threads|prefetch|latent_cache|encodings)(\..*)?"
 )
 
 

@@ -19,11 +19,11 @@ from fd_jax import params, sharding
 from fd_jax.config import differences
 from fd_jax.data import transforms
 from fd_jax.data.captions import Tokenizer, tokenize
-from fd_jax.data.ffhq.folder import Record, Source
-from fd_jax.data.ffhq.record import decode_image
+from fd_jax.data.ffhq.record import Record, decode_image
+from fd_jax.data.ffhq.source import Source
 from fd_jax.data.latent_cache import (
     Block,
-    Encodings,
+    LatentCache,
     has_block,
     read_info,
     token_sequences,
@@ -43,26 +43,26 @@ _PARTS = ("vae", "text_encoder")
 
 def check(config: TrainConfig, trained: Collection[str]) -> None:
     """Raises InputError if what is trained needs images, or one of the encoders trains."""
-    if config.data.encodings is None:
+    if config.data.latent_cache is None:
         return
     objective = config.objective
     if objective.kind not in ("tdm", "sdm") or objective.appearance_weight > 0:
         raise InputError(
-            "data.encodings is set, expected none: an encoder, an autoencoder or the appearance "
+            "data.latent_cache is set, expected none: an encoder, an autoencoder or the appearance "
             "loss learns from images"
         )
     for part in _PARTS:
         if any(path.startswith(f"{part}/") for path in trained):
             raise InputError(
-                f"data.encodings is set, expected none: {part} trains, by optimizer.train, and "
+                f"data.latent_cache is set, expected none: {part} trains, by optimizer.train, and "
                 "what it makes changes"
             )
-    check_folder(config.data.encodings)
+    check_folder(config.data.latent_cache)
 
 
 def build(
     config: TrainConfig, source: Source, tokenizer: Tokenizer, networks: Networks, frozen: Flat
-) -> Encodings:
+) -> LatentCache:
     """Encodes all items that are not encoded yet. All processes call this, and share the folder.
 
     Every process encodes blocks of its own, on its own devices.
@@ -75,10 +75,10 @@ def build(
         frozen: Parameters that do not train, on the mesh of all processes.
 
     Raises:
-        InputError: The folder holds encodings of something else, or cannot be used.
+        InputError: The folder holds a latent cache of something else, or cannot be used.
         DataError: An item cannot be used.
     """
-    folder = config.data.encodings
+    folder = config.data.latent_cache
     leaves = {
         path: sharding.to_host(leaf)
         for path, leaf in sorted(frozen.items())
@@ -100,19 +100,19 @@ def build(
                 block = _encode(encoder, source, tokenizer, config.data.resolution, number, bar)
                 write_block(folder, number, block)
     if count > 1:
-        multihost_utils.sync_global_devices("encodings")
+        multihost_utils.sync_global_devices("latent_cache")
     if lost := [number for number in numbers if not has_block(folder, number)]:
         raise InputError(
             f"{folder} lacks {len(lost)} of {len(numbers)} blocks, expected a folder that all "
             "processes share"
         )
-    return Encodings(folder, _BLOCK)
+    return LatentCache(folder, _BLOCK)
 
 
 def _info(config: TrainConfig, source: Source, leaves: Flat, networks: Networks) -> dict[str, Any]:
     """What encodings depend on."""
     ids, weights = hashlib.sha256(), hashlib.sha256()
-    for name in (name for part in source.plain_ids for name in part):
+    for name in (name for part in source.ids_by_root for name in part):
         ids.update(f"{name}\n".encode())
     for path, leaf in leaves.items():
         weights.update(path.encode())
@@ -136,8 +136,8 @@ def _check_info(folder: Path, info: dict[str, Any]) -> None:
     elif changed := differences(found, info):
         lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
         raise InputError(
-            "\n".join([f"{folder} holds encodings of something else:", *lines])
-            + "\nexpected another data.encodings, or none there"
+            "\n".join([f"{folder} holds a latent cache of something else:", *lines])
+            + "\nexpected another data.latent_cache, or none there"
         )
 
 

@@ -153,14 +153,14 @@ class Model:
             return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
         side, subjects, small = data.resolution, data.max_subjects, data.subject_resolution
-        if data.encodings is None:
+        if data.latent_cache is None:
             seen = {"image": array(jnp.uint8, side, side, 3)}
         else:
             stored = jnp.uint16 if self.networks.dtype == jnp.bfloat16 else jnp.float32
             latent = side // configs.vae.downscale
             seen = {
                 "image": None,
-                "moments": array(stored, latent, latent, 8),
+                "posterior": array(stored, latent, latent, 8),
                 "text": array(stored, MAX_TOKENS, configs.text_encoder.hidden_size),
             }
         examples = Example(

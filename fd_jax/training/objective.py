@@ -117,7 +117,7 @@ def to_inputs(examples: Example) -> Inputs:
         examples.input_ids,
         examples.subject_token_index,
         examples.has_subject,
-        _decoded(examples.moments),
+        _decoded(examples.posterior),
         _decoded(examples.text),
     )
 

@@ -70,13 +70,13 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
         state, frozen, meta = model.begin(workdir, checkpoints)
         if not stored and jax.process_index() == 0:
             _write_stored(workdir, config, loader)
-        if meta is not None or config.data.encodings is not None:
+        if meta is not None or config.data.latent_cache is not None:
             loader.close()
-            encodings = None
-            if config.data.encodings is not None:
+            cache = None
+            if config.data.latent_cache is not None:
                 tokenizer = load_tokenizer(tokenizer_folder or TOKENIZER)
-                encodings = latent_cache.build(config, loader.source, tokenizer, networks, frozen)
-            loader = load(position=meta["position"] if meta else 0, encodings=encodings)
+                cache = latent_cache.build(config, loader.source, tokenizer, networks, frozen)
+            loader = load(position=meta["position"] if meta else 0, latent_cache=cache)
         feed = DevicePrefetcher(loader, mesh)
         tools = Tools(
             train_step=model.train_step(state),

@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fd_jax.data.captions import (
     mark_subjects,
     strip_markers,
     tokenize,
+    tokenize_pieces,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +99,7 @@ def test_captions_equal_the_released_code(tokenizer):
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
 def test_splitting_equals_a_marker_token(tokenizer, marking_tokenizer, prompt):
     ids, marked = released_tokens(marking_tokenizer, prompt)
-    caption = tokenize(tokenizer, prompt)
+    caption = tokenize_pieces(tokenizer, prompt.split(SUBJECT_MARKER))
     assert caption.input_ids[: len(ids)].tolist() == ids
     assert (caption.input_ids[len(ids) :] == tokenizer.pad_token_id).all()
     assert caption.subject_token_index.tolist() == marked + [0] * (4 - len(marked))
@@ -111,7 +113,8 @@ def test_splitting_equals_a_marker_token(tokenizer, marking_tokenizer, prompt):
 def test_stripped_prompts_keep_their_tokens(tokenizer, prompt):
     stripped = tokenize(tokenizer, strip_markers(prompt))
     assert stripped.num_subjects == 0
-    np.testing.assert_array_equal(stripped.input_ids, tokenize(tokenizer, prompt).input_ids)
+    expected = tokenize_pieces(tokenizer, prompt.split(SUBJECT_MARKER))
+    np.testing.assert_array_equal(stripped.input_ids, expected.input_ids)
 
 
 def test_stripped_prompts_read_well():
@@ -173,6 +176,69 @@ def test_prompts_that_bind_nothing_are_refused(tokenizer, prompt, message):
     with pytest.raises(PromptError) as caught:
         tokenize(tokenizer, prompt)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sign"),
+    [
+        ("a man, <|image|> at the beach", "','"),
+        ("a photo of a man. <|image|>", "'.'"),
+        ("(a man:1.3) <|image|> in snow", "')'"),
+        ('a "man" <|image|>', "'\"'"),
+        ("a \u201cman\u201d<|image|>", "'\u201d'"),
+        ("a man (smiling) <|image|>", "')'"),
+        ("a man -- <|image|>", "'-'"),
+        ("a man\u2026 <|image|>", "'\u2026'"),
+        ("a man's <|image|> dog", '"\'s"'),
+        ("a man + <|image|>", "'+'"),
+        ("<b>a man</b> <|image|>", "'>'"),
+        ("a man\u200b <|image|>", "an invisible character (U+200B)"),
+        ("a man <|image|> <|endoftext|> <|image|>", "'>'"),
+        ("a man <|image|>, <|image|>", "','"),
+        ("\u7537\u4eba\uff0c<|image|>", "'\uff0c'"),
+    ],
+)
+def test_a_marker_after_a_sign_is_refused(tokenizer, prompt, sign):
+    count = prompt.count(SUBJECT_MARKER)
+    with pytest.raises(PromptError) as caught:
+        tokenize(tokenizer, prompt)
+    assert f"marker {count} of {count} " in str(caught.value)
+    assert f"follows {sign}, not a word" in str(caught.value)
+    assert "expected the marker directly after the noun" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a man<|image|>, and a woman<|image|>.",
+        "A MAN <|image|>",
+        "agent 47 <|image|>",
+        "une fille \u00e9l\u00e9gante <|image|>",
+        "\u5973\u4eba<|image|>\u548c\u7537\u4eba<|image|>",
+        "\U0001f468\u200d\U0001f469 <|image|>",
+        "\U0001f468\U0001f3fd <|image|>",  # with a tone of skin
+        '(a man <|image|>), "a woman <|image|>" at 10:30 (16:9)',
+        "a well-dressed man <|image|>",
+    ],
+)
+def test_a_marker_after_a_word_is_taken(tokenizer, prompt):
+    assert tokenize(tokenizer, prompt).num_subjects == prompt.count(SUBJECT_MARKER)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weight"),
+    [
+        ("a (man <|image|>:1.3) in snow", "(man <|image|>:1.3)"),
+        ("a man <|image|> in ((snow))", "((snow))"),
+        ("a man <|image|> in [[snow]]", "[[snow]]"),
+        ("a man <|image|> in snow++", "w++"),
+        ("a man <|image|> in (snow)1.5", ")1.5"),
+        ("a man, (snow: .7)", "(snow: .7)"),
+    ],
+)
+def test_prompt_weights_are_said_to_be_no_feature(tokenizer, prompt, weight):
+    with pytest.warns(UserWarning, match=f"{re.escape(repr(weight))} looks like a prompt weight"):
+        tokenize(tokenizer, prompt)
 
 
 def test_a_prompt_is_text(tokenizer):

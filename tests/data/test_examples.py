@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 
-from fd_jax.data.examples import make_example, portrait, subject_crops
-from fd_jax.data.ffhq.folder import Record
-from fd_jax.data.ffhq.record import DataError, Segment, read_info
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.config import DataConfig
+from fd_jax.data.crops import load_backdrop, portrait, subject_crops
+from fd_jax.data.examples import make_example
+from fd_jax.data.ffhq.record import DataError, Record, Segment, read_info
+from fd_jax.demo.painters import backdrop
+from fd_jax.errors import InputError
 from tests.helpers.ffhq_items import WORDS, encoded, item, person
 
+BACKDROP = "fd_jax.demo.painters:backdrop"
 CONFIG = DataConfig(resolution=16, subject_resolution=8)
 
 
@@ -23,7 +26,13 @@ def make(tokenizer):
         config = DataConfig(**{name: getattr(CONFIG, name) for name in names} | changes)
         rng = np.random.default_rng(seed)
         return make_example(
-            record(content), config, tokenizer, rng, training=training, background=background
+            record(content),
+            config,
+            tokenizer,
+            rng,
+            training=training,
+            background=background,
+            backdrop=load_backdrop(BACKDROP),
         )
 
     return make
@@ -196,7 +205,7 @@ def test_one_background_lies_behind_all_subjects(make):
     boxes = (2, 3, 22, 15), (4, 5, 30, 18)
     subjects = [Segment(i + 1, box, 0, 1, "person") for i, box in enumerate(boxes)]
 
-    first, second = subject_crops(image, segment_map, subjects, "x", np.random.default_rng(0), None)
+    first, second = subject_crops(image, segment_map, subjects, "x", np.random.default_rng(0))
 
     both = first[2:, 2:], second[:10, :18]
     differs = (both[0] != both[1]).any(axis=2)
@@ -289,7 +298,7 @@ def test_a_portrait_shows_the_segment_below_and_a_backdrop_around():
     subject = Segment(2, (20, 10, 40, 40), 0, 3, "person")
     sides = []
     for seed in range(8):
-        pixels = portrait(image, segment_map, subject, "x", np.random.default_rng(seed))
+        pixels = portrait(image, segment_map, subject, "x", np.random.default_rng(seed), backdrop)
         is_subject = (pixels == (250, 3, 250)).all(axis=-1)
         rows, columns = np.nonzero(is_subject)
         assert is_subject.sum() == 600
@@ -301,12 +310,26 @@ def test_a_portrait_shows_the_segment_below_and_a_backdrop_around():
     assert len(set(sides)) > 3
     segment_map[:] = 0
     with pytest.raises(DataError, match="holds no pixel of value 2"):
-        portrait(image, segment_map, subject, "x", np.random.default_rng(0))
+        portrait(image, segment_map, subject, "x", np.random.default_rng(0), backdrop)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "fd_jax.demo.painters", "fd_jax.nowhere:backdrop", "fd_jax.demo.painters:nothing"]
+)
+def test_backdrops_that_are_not_there(name):
+    with pytest.raises(InputError, match="expected module:function"):
+        load_backdrop(name)
+
+
+def test_portraits_need_a_backdrop():
+    with pytest.raises(InputError, match="crops is 'portrait' without a backdrop"):
+        DataConfig(crops="portrait")
 
 
 def test_portraits_are_made_on_demand(make):
     noise, portraits = (
-        make(item(1), crops=crops).subject_pixels for crops in ("noise", "portrait")
+        make(item(1), crops=crops, backdrop=BACKDROP).subject_pixels
+        for crops in ("noise", "portrait")
     )
 
     assert not np.array_equal(noise, portraits)

@@ -5,9 +5,9 @@ import pytest
 
 from fd_jax.assets import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import make_example
-from fd_jax.data.ffhq.folder import open_source
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.ffhq.source import open_source
 
 pytestmark = pytest.mark.golden
 

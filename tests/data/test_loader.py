@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
 from fd_jax.data.ffhq import tfds_dataset
 from fd_jax.data.ffhq.record import DataError
-from fd_jax.data.loader import DataConfig, Loader, held_out
+from fd_jax.data.loader import Loader, held_out
 from fd_jax.errors import InputError
 from tests.helpers.ffhq_items import item, write_folder
 

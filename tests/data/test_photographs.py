@@ -129,7 +129,6 @@ def test_every_mode_becomes_rgb(mode, color, rgb):
         ("cmyk.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), {}, (255, 0, 0)),
         ("grey.jpg", Image.new("L", (16, 16), 80), {}, (80, 80, 80)),
         ("grey16.png", Image.fromarray(np.full((9, 9), 40_000, np.uint16)), {}, (156, 156, 156)),
-        ("grey16.pgm", Image.fromarray(np.full((9, 9), 40_000, np.uint16)), {}, (156, 156, 156)),
         ("float.tif", Image.new("F", (9, 9), 0.4), {}, (102, 102, 102)),
         ("palette.png", Image.new("RGB", (9, 9), (9, 8, 7)).quantize(2), {}, (9, 8, 7)),
         ("key.png", Image.new("RGB", (9, 9), (9, 8, 7)), {"transparency": (9, 8, 7)}, (0, 0, 0)),

@@ -8,8 +8,9 @@ from PIL import Image
 
 from fd_jax.assets import PEOPLE
 from fd_jax.data.ffhq.check import check_folder
-from fd_jax.data.ffhq.folder import ID_FILES, open_source, read_ids
+from fd_jax.data.ffhq.folder import ID_FILES, read_ids
 from fd_jax.data.ffhq.record import decode_image, decode_map
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.demo import portraits, scenes
 from fd_jax.demo.painters import SCENES
 from fd_jax.demo.portraits import Cutout

@@ -9,8 +9,8 @@ import pytest
 
 from fd_jax import params
 from fd_jax.architecture import Architecture
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
-from fd_jax.data.loader import DataConfig
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.sharding import MeshConfig

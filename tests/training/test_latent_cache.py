@@ -9,8 +9,8 @@ import pytest
 from fd_jax import params, sharding
 from fd_jax.assets import TOKENIZER
 from fd_jax.data.captions import load_tokenizer
-from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.ffhq.record import DataError, Segment
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.data.latent_cache import INFO_FILE, read_block, token_sequences
 from fd_jax.data.loader import Loader
 from fd_jax.errors import InputError
@@ -45,7 +45,7 @@ def losses(workdir):
 
 def build(folder, *, root=(PHOTOS,), dtype="float32", resolution=16, seed=0):
     """Encodes the photographs."""
-    config = make_config(data__encodings=folder, data__root=root, data__resolution=resolution)
+    config = make_config(data__latent_cache=folder, data__root=root, data__resolution=resolution)
     networks = make_networks(TINY, dtype=dtype)
     parts = {
         part: random_params(getattr(networks, part).abstract, seed, part)
@@ -65,7 +65,7 @@ def test_losses_are_those_of_images(tmp_path, changes):
     assert train(config, tmp_path / "images") is None
     config = make_config(**changes, loop__num_steps=2)
     assert train(config, tmp_path / "encoded") is None
-    config = make_config(**changes, data__encodings=tmp_path / "encodings")
+    config = make_config(**changes, data__latent_cache=tmp_path / "encodings")
     assert train(config, tmp_path / "encoded") is None
     expected = losses(tmp_path / "images")
     assert len(expected) == 4
@@ -76,8 +76,8 @@ def test_only_missing_blocks_are_made(tmp_path, monkeypatch, capsys):
     build(tmp_path)
     assert "encoding the data" in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(before) == 2 * 3 + 1
-    (tmp_path / "00001_moments.npy").unlink()  # the last file of a block that was being written
+    assert len(before) == 2 * 4 + 1
+    (tmp_path / "00001_checksums.json").unlink()  # the last file of a block that was being written
     build(tmp_path)
     changed = {p.name for p in tmp_path.iterdir() if p.stat().st_mtime_ns != before[p.name]}
     assert changed == {name for name in before if name.startswith("00001")}
@@ -106,7 +106,7 @@ def test_encodings_of_something_else_are_refused(tmp_path):
         ({"resolution": 32}, "resolution: 16 there, 32 here"),
         ({"root": (PHOTOS, PHOTOS)}, "items: 3 there, 6 here"),
     ):
-        with pytest.raises(InputError, match="encodings of something else") as caught:
+        with pytest.raises(InputError, match="a latent cache of something else") as caught:
             build(tmp_path, **changes)
         assert named in str(caught.value)
 
@@ -121,10 +121,10 @@ def test_encodings_of_something_else_are_refused(tmp_path):
     ],
 )
 def test_what_needs_images_is_refused(tmp_path, changes, trained):
-    config = make_config(data__encodings=tmp_path / "encodings")
+    config = make_config(data__latent_cache=tmp_path / "encodings")
     objective = dataclasses.replace(config.objective, **changes)
     config = dataclasses.replace(config, objective=objective)
-    with pytest.raises(InputError, match=r"data\.encodings is set, expected none"):
+    with pytest.raises(InputError, match=r"data\.latent_cache is set, expected none"):
         latent_cache.check(config, [trained])
     assert not (tmp_path / "encodings").exists()
 
@@ -133,10 +133,10 @@ def test_damaged_files_are_named(tmp_path):
     build(tmp_path)
     path = tmp_path / "00000_texts.npy"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="delete it to have it made again"):
+    with pytest.raises(DataError, match=r"delete .* to have the block encoded again"):
         read_block(tmp_path, 0)
     np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(DataError, match="encodings cannot be read"):
+    with pytest.raises(DataError, match=r"00000_texts.npy of the latent cache is damaged"):
         read_block(tmp_path, 0)
     (tmp_path / INFO_FILE).write_text("{")
     with pytest.raises(InputError, match=INFO_FILE):
@@ -147,14 +147,14 @@ def test_damaged_files_are_named(tmp_path):
 def test_loaders_hand_over_what_is_stored(tmp_path, workers):
     made = build(tmp_path, dtype="bfloat16")
     config = make_config(data__num_workers=workers).data
-    loader = Loader(config, None, 1, encodings=made)
+    loader = Loader(config, None, 1, latent_cache=made)
     example = next(loader)
     loader.close()
     assert example.image is None
-    assert example.moments.dtype == example.text.dtype == np.uint16
-    assert example.moments.shape == (4, 8, 8, 8)
-    for row, index in zip(example.moments, example.index, strict=True):
-        both = (made.moments(int(index), flip=flip) for flip in (False, True))
+    assert example.posterior.dtype == example.text.dtype == np.uint16
+    assert example.posterior.shape == (4, 8, 8, 8)
+    for row, index in zip(example.posterior, example.index, strict=True):
+        both = (made.posterior(int(index), flip=flip) for flip in (False, True))
         assert any(np.array_equal(row, one) for one in both)
 
 

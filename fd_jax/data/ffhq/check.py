@@ -1,7 +1,6 @@
-"""Whether every item of a folder can be learnt from."""
+"""Checks that every item of a folder can be trained on."""
 
 import collections
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,46 +11,53 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fd_jax.data.captions import SUBJECT_MARKER
-from fd_jax.data.examples import check_box, check_words
 from fd_jax.data.ffhq.folder import (
     ID_FILES,
     SUFFIXES,
-    Record,
     absent_files,
+    all_ids,
+    distinct,
     item_path,
     read_file,
-    read_ids,
 )
 from fd_jax.data.ffhq.page import draw_page
-from fd_jax.data.ffhq.record import DataError, decode_image, decode_map, read_info
+from fd_jax.data.ffhq.record import (
+    DataError,
+    Record,
+    check_box,
+    check_words,
+    decode_image,
+    decode_map,
+    read_info,
+)
 from fd_jax.images.png import write_png
 
-# Problems that training copes with: it would bind a subject to a worse word, or leave it out.
+# Problems that training tolerates: it binds a subject to a worse word, or leaves it out.
 TOLERATED = ("words", "same words")
 
 _THREADS = 8
-_EXAMPLES = 8  # items on a page
+_NUM_EXAMPLES = 8  # items on a page
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Problem(NamedTuple):
-    """Something wrong with an item."""
+    """A defect of an item."""
 
-    kind: str  # what is counted
+    kind: str  # category that is counted
     text: str
 
 
 def check_folder(root: Path, page: Path | None = None) -> bool:
-    """Examines every item that an id file names, prints what is wrong, and draws a page.
+    """Examines every item that an id file names, prints the defects, and draws a page.
 
     Args:
-        root: A folder in the layout of FFHQ-FastComposer.
-        page: A PNG file, replaced if it exists, with images, segments, captions and crops of some
-            items.
+        root: Folder in the layout of FFHQ-FastComposer.
+        page: PNG file for images, segments, captions and crops of some items; replaced if it
+            exists.
 
     Returns:
-        Whether nothing is wrong.
+        Whether no item has a defect.
 
     Raises:
         DataError: There is no id file, or one cannot be read.
@@ -78,33 +84,16 @@ def check_folder(root: Path, page: Path | None = None) -> bool:
         if record is not None and not problems:
             usable.append(name)
     counted = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-    print(f"{root}: {len(names)} items, {len(broken)} broken{': ' * bool(broken)}{counted}")
+    print(f"{root}: {len(names)} items, {len(broken)} broken{f': {counted}' if broken else ''}")
     if page is not None and usable:
-        chosen = dict.fromkeys(np.linspace(0, len(usable) - 1, _EXAMPLES).astype(int).tolist())
+        chosen = dict.fromkeys(np.linspace(0, len(usable) - 1, _NUM_EXAMPLES).astype(int).tolist())
         records = [examine(root, usable[i])[0] for i in chosen]
         write_png(page, draw_page([r for r in records if r is not None]), {}, overwrite=True)
     return not broken
 
 
-def all_ids(root: Path) -> dict[str, list[str]]:
-    """Returns the ids of each split that a folder has. Raises DataError if it has none."""
-    if not root.is_dir():
-        raise DataError(f"{root} does not exist or is not a folder")
-    lists = {
-        split: read_ids(root, split) for split, file in ID_FILES.items() if (root / file).is_file()
-    }
-    if not any(lists.values()):
-        raise DataError(f"{root} names no item, expected ids in {' or '.join(ID_FILES.values())}")
-    return lists
-
-
-def distinct(lists: dict[str, list[str]]) -> list[str]:
-    """Returns each id once, in the order in which they first appear."""
-    return list(dict.fromkeys(itertools.chain(*lists.values())))
-
-
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields the results of a function, computed by threads that are never far ahead."""
+    """Maps a function over items in threads, at most a few items ahead of the consumer."""
     with ThreadPoolExecutor(_THREADS) as pool:
         ahead: collections.deque[Future[Result]] = collections.deque()
         for item in items:
@@ -118,7 +107,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 def examine(
     root: Path, name: str, absent: Sequence[Path] = ()
 ) -> tuple[Record | None, list[Problem]]:
-    """Returns an item, if it can be read, and all that is wrong with it."""
+    """Reads an item, or None if that fails, and lists its defects."""
     problems = [Problem("missing file", str(path)) for path in absent]
     if problems:
         return None, problems

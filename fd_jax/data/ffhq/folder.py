@@ -1,89 +1,25 @@
-"""Photographs of people with captions and segment maps, as FFHQ-FastComposer stores them.
+"""Folders of photographs in the layout of FFHQ-FastComposer."""
 
-python -m fd_jax.data.ffhq check FOLDER --page page.png
-python -m fd_jax.data.ffhq build FOLDER DATASET
-"""
-
+import itertools
 import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal
 
-import numpy as np
-from jaxtyping import Int
-
-from fd_jax.data.ffhq.record import DataError, Segment, read_info
+from fd_jax.data.ffhq.record import DataError, Record, read_info
 
 Split = Literal["train", "test", "all"]
 ID_FILES = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 SUFFIXES = (".jpg", ".json", ".npy")
-MAX_BYTES = 2**29  # of a file
+MAX_BYTES = 2**29  # largest file that is read
 
-_READERS = 16  # threads, which wait for small files
-
-
-class Record(NamedTuple):
-    """An item as it is stored."""
-
-    index: int  # its number in the source
-    id: str
-    image: bytes  # JPEG
-    segment_map: bytes  # npy or PNG
-    caption: str
-    segments: tuple[Segment, ...]
-
-
-@runtime_checkable
-class Part(Protocol):
-    """The items of one folder or dataset."""
-
-    ids: list[str]
-
-    def read(self, number: int) -> Record: ...
-
-    def labels(self) -> list[list[str]]: ...
-
-
-class Source:
-    """Items of one or more roots, in order. Small to pickle.
-
-    Attributes:
-        ids: The id of each item, behind its root where there are several.
-        plain_ids: The ids of each root as they are stored there.
-    """
-
-    def __init__(self, roots: Sequence[Path], parts: Sequence[Part]):
-        self._parts = parts
-        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        self.plain_ids = [part.ids for part in parts]
-        self.ids = [
-            f"{root}/{name}" if len(roots) > 1 else name
-            for root, part in zip(roots, parts, strict=True)
-            for name in part.ids
-        ]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Record:
-        """Reads an item. Raises DataError if a file of it is missing or is no JSON."""
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record = self._parts[part].read(int(index - self._starts[part]))
-        return record._replace(index=int(index), id=self.ids[index])
-
-    def num_subjects(self, object_types: Collection[str]) -> Int[np.ndarray, " n"]:
-        """Returns how many segments of these types each item has.
-
-        Of a folder it reads all JSON files, of a dataset the index.
-        """
-        labels = [labels for part in self._parts for labels in part.labels()]
-        return np.array([sum(label in object_types for label in item) for item in labels], int)
+_READERS = 16  # threads; small files are bound by latency
 
 
 class Folder:
-    """The items of a folder, read when asked for."""
+    """Items of one split of a folder, read on demand."""
 
     def __init__(self, root: Path, split: Split):
         self.root = root
@@ -97,9 +33,12 @@ class Folder:
             )
 
     def read(self, number: int) -> Record:
+        """Reads an item. Raises DataError if a file is missing, or its JSON damaged."""
         return read_item(self.root, self.ids[number])
 
     def labels(self) -> list[list[str]]:
+        """Reads the COCO labels of each item's segments, from all JSON files."""
+
         def read(name: str) -> list[str]:
             content = read_file(item_path(self.root, name, ".json"))
             _, segments = read_info(content, f"{self.root}/{name}")
@@ -109,56 +48,33 @@ class Folder:
             return list(pool.map(read, self.ids))
 
 
-def open_source(roots: Sequence[Path], split: Split) -> Source:
-    """Returns the items of folders or TFDS datasets, one root after another.
-
-    Args:
-        roots: Folders in the layout of FFHQ-FastComposer, or what `build` made of them.
-        split: Whose ids are read: those of image_ids_train.txt, image_ids_test.txt or
-            image_ids.txt.
-
-    Raises:
-        DataError: There is no root, a root is neither, files of items are missing, or there are
-            no items at all.
-    """
-    if not roots:
-        raise DataError("no root is given, expected a folder of photographs or a TFDS dataset")
-    parts = [_open_part(Path(root), split) for root in roots]
-    source = Source(roots, parts)
-    if not source.ids:
-        where = " and ".join(str(root) for root in roots)
-        raise DataError(f"there is no item in split {split!r} of {where}, expected at least one")
-    return source
+def is_folder(root: Path) -> bool:
+    """Whether a root holds an id file, and is read as a folder of photographs."""
+    return any((root / name).is_file() for name in ID_FILES.values())
 
 
-def _open_part(root: Path, split: Split) -> Part:
+def all_ids(root: Path) -> dict[str, list[str]]:
+    """Reads the ids of each split that a folder has. Raises DataError if it has none."""
     if not root.is_dir():
-        raise DataError(f"root {root} does not exist or is not a folder")
-    if any((root / name).is_file() for name in ID_FILES.values()):
-        return Folder(root, split)
-    from fd_jax.data.ffhq import tfds_dataset
-
-    folder = tfds_dataset.find(root)
-    if folder is None:
-        raise DataError(
-            f"root {root} holds no dataset: expected {' or '.join(ID_FILES.values())}, or a TFDS "
-            "dataset (dataset_info.json)"
-        )
-    return tfds_dataset.Dataset(folder, split)
+        raise DataError(f"{root} does not exist or is not a folder")
+    lists = {
+        split: read_ids(root, split) for split, file in ID_FILES.items() if (root / file).is_file()
+    }
+    if not any(lists.values()):
+        raise DataError(f"{root} names no item, expected ids in {' or '.join(ID_FILES.values())}")
+    return lists
 
 
-def has_split(root: Path, split: Split) -> bool:
-    """Whether a root has items in a split. Raises DataError if it is no root."""
-    if any((root / name).is_file() for name in ID_FILES.values()):
-        return (root / ID_FILES[split]).is_file() and bool(read_ids(root, split))
-    return bool(_open_part(root, split).ids)
+def distinct(lists: dict[str, list[str]]) -> list[str]:
+    """Returns each id once, in the order in which they first appear."""
+    return list(dict.fromkeys(itertools.chain(*lists.values())))
 
 
 def read_ids(root: Path, split: Split) -> list[str]:
-    """Returns the ids of a split in the order of their file; blank lines do not count.
+    """Reads the ids of a split, in the order of their file. Blank lines are skipped.
 
     Raises:
-        DataError: The file is missing or is no text, or a line is no file name.
+        DataError: The file is missing or no text, or a line is not a plain file name.
     """
     path = root / ID_FILES[split]
     try:
@@ -175,7 +91,7 @@ def read_ids(root: Path, split: Split) -> list[str]:
 
 
 def item_path(root: Path, name: str, suffix: str) -> Path:
-    """Returns where a file of an item lies."""
+    """Returns the path of an item's file."""
     return root / name[:5] / f"{name}{suffix}"
 
 
@@ -187,7 +103,7 @@ def read_item(root: Path, name: str) -> Record:
 
 
 def absent_files(root: Path, ids: Sequence[str]) -> dict[str, list[Path]]:
-    """Returns the files that items lack, by id; items that lack none are left out."""
+    """Returns the missing files of each incomplete item, by id."""
     folders: dict[str, set[str]] = defaultdict(set)
     for chunk in {name[:5] for name in ids}:
         if (root / chunk).is_dir():
@@ -201,7 +117,7 @@ def absent_files(root: Path, ids: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_file(path: Path) -> bytes:
-    """Returns the bytes of a file of an item. Raises DataError if it cannot be read."""
+    """Reads an item's file. Raises DataError if it cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
@@ -209,5 +125,5 @@ def read_file(path: Path) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""A page of training items to judge by eye: images, segments, captions and crops."""
+"""Draws training items for visual inspection: images, segments, captions and crops."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fd_jax.data import transforms
-from fd_jax.data.examples import subject_crops
-from fd_jax.data.ffhq.folder import Record
-from fd_jax.data.ffhq.record import decode_image, decode_map
+from fd_jax.data.crops import subject_crops
+from fd_jax.data.ffhq.record import Record, decode_image, decode_map
 from fd_jax.images.sheets import text_block, wrap
 
 _COLOURS = ((68, 119, 170), (238, 119, 51), (34, 136, 51), (204, 51, 119), (170, 170, 50))
@@ -18,12 +17,12 @@ _CAPTION_WIDTH = 640  # at least
 
 
 def draw_page(records: Sequence[Record]) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a row for each item: image, segments in colour, and its crops, unaugmented.
+    """Draws a row for each item: image, coloured segments, and crops without augmentation.
 
-    The words of each segment are in brackets in the caption, and below its crop.
+    The noun phrase of each segment is in brackets in the caption, and below its crop.
 
     Raises:
-        DataError: An item cannot be learnt from.
+        DataError: An item cannot be trained on.
     """
     rows = [_row(record) for record in records]
     width = 2 * _GAP + max(row.width for row in rows)
@@ -40,10 +39,12 @@ def _row(record: Record) -> Image.Image:
     segment_map = decode_map(record.segment_map, record.id, *image.shape[:2])
     segments = sorted(record.segments, key=lambda segment: segment.end)
     rng = np.random.default_rng(0)
-    crops = subject_crops(image, segment_map, segments, record.id, rng, None)
+    crops = subject_crops(image, segment_map, segments, record.id, rng)
 
-    coloured, caption = image.copy(), record.caption
-    labels, colours = [record.id, ""], ["white", "white"]
+    coloured = image.copy()
+    caption = record.caption
+    labels = [record.id, ""]
+    colours = ["white", "white"]
     for i, segment in enumerate(segments):
         colour = _COLOURS[i % len(_COLOURS)]
         inside = segment_map == segment.id
@@ -59,11 +60,12 @@ def _row(record: Record) -> Image.Image:
     line = sum(font.getmetrics())
     width = max(len(labels) * (_SIDE + _GAP) - _GAP, _CAPTION_WIDTH)
     row = Image.new("RGB", (width, _SIDE + 3 * line), "white")
-    pictures = [image, coloured, *crops]
-    for i, (picture, label, colour) in enumerate(zip(pictures, labels, colours, strict=True)):
-        x, inner = i * (_SIDE + _GAP), _SIDE - 2 * _BORDER
+    inner = _SIDE - 2 * _BORDER
+    images = [image, coloured, *crops]
+    for i, (pixels, label, colour) in enumerate(zip(images, labels, colours, strict=True)):
+        x = i * (_SIDE + _GAP)
         ImageDraw.Draw(row).rectangle((x, 0, x + _SIDE - 1, _SIDE - 1), fill=colour)
-        square = Image.fromarray(transforms.pad_and_resize(picture, inner))
+        square = Image.fromarray(transforms.pad_and_resize(pixels, inner))
         row.paste(square, (x + _BORDER, _BORDER))
         row.paste(text_block(wrap(label, font, _SIDE, 1), font), (x, _SIDE))
     row.paste(text_block(wrap(caption, font, width, 2), font), (0, _SIDE + line))

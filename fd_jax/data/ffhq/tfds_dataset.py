@@ -1,4 +1,4 @@
-"""FFHQ-FastComposer as a dataset of TFDS: written and read without TensorFlow."""
+"""TFDS datasets of FFHQ-FastComposer, written and read without TensorFlow."""
 
 import contextlib
 import functools
@@ -14,23 +14,29 @@ from google.protobuf import json_format, message
 from PIL import Image
 from tqdm import tqdm
 
-from fd_jax.data.ffhq.check import TOLERATED, all_ids, distinct, examine, in_order
-from fd_jax.data.ffhq.folder import ID_FILES, Record, Split, absent_files
-from fd_jax.data.ffhq.record import DataError, Segment, decode_image, decode_map
+from fd_jax.data.ffhq.check import TOLERATED, examine, in_order
+from fd_jax.data.ffhq.folder import ID_FILES, Split, absent_files, all_ids, distinct
+from fd_jax.data.ffhq.record import DataError, Record, Segment, decode_image, decode_map
+from fd_jax.data.ffhq.tfds_metadata import (
+    INFO_FILE,
+    NAME,
+    VERSION,
+    check_metadata,
+    stored_splits,
+)
 
-NAME = "ffhq_fastcomposer"
-_INFO_FILE = "dataset_info.json"
+_COLUMNS = ("id", "bbox", "start", "end", "coco_label")  # of a segment
 
-# What TFDS and ArrayRecord raise on damaged files.
+# Exceptions that TFDS and ArrayRecord raise on damaged files.
 _DAMAGE = (json_format.Error, message.Error, OSError, ValueError, LookupError, TypeError)
 _DAMAGE += (AttributeError, RuntimeError)
 
 
 class FfhqFastcomposer(tfds.core.GeneratorBasedBuilder):
-    """Writes the items of a folder. Each is stored once: in train, else test, else other."""
+    """Builder of a folder's items, each stored once: in the split train, else test, else other."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    # Beside it TFDS would look for checksums of downloads, with a package that it does not require.
+    VERSION = tfds.core.Version(VERSION)
+    # Without a path TFDS does not look for checksums of downloads, for which it lacks a package.
     code_path = None
 
     def __init__(self, *, root: Path, **options: Any):
@@ -61,9 +67,9 @@ class FfhqFastcomposer(tfds.core.GeneratorBasedBuilder):
                     "segments": features.Sequence(segment),
                 }
             ),
-            # The order of the ids is that of the items, so that one index serves both.
+            # Keep the order of the ids, so that one index serves ids and items.
             disable_shuffling=True,
-            # What can be asked of items without reading their images.
+            # Metadata that is available without reading images.
             metadata=tfds.core.MetadataDict(image_ids=self._lists, labels={}),
         )
 
@@ -79,26 +85,25 @@ class FfhqFastcomposer(tfds.core.GeneratorBasedBuilder):
             self.info.metadata["labels"][record.id] = [s.coco_label for s in record.segments]
             content = record._asdict()
             del content["index"]
-            segments = [segment._asdict() for segment in record.segments]
-            for segment in segments:
-                del segment["face"]  # training reads none
-            content["segments"] = segments
+            content["segments"] = [
+                {name: getattr(segment, name) for name in _COLUMNS} for segment in record.segments
+            ]
             yield record.id, content
             progress.update()
 
 
 def build(root: Path, target: Path) -> None:
-    """Writes a folder's items as a TFDS dataset: JPEG files as they are, segment maps as PNG.
+    """Writes a folder's items as a TFDS dataset: JPEG files unchanged, segment maps as PNG.
 
-    The dataset appears under its name once it is complete.
+    The dataset gets its name once it is complete.
 
     Args:
-        root: A folder in the layout of FFHQ-FastComposer.
-        target: A folder without such a dataset; made if need be.
+        root: Folder in the layout of FFHQ-FastComposer.
+        target: Folder without such a dataset; created if it does not exist.
 
     Raises:
         DataError: There is a dataset already, an id appears twice in one list, or an item cannot
-            be learnt from.
+            be trained on.
     """
     if (found := find(target)) is not None:
         raise DataError(f"{found} is a dataset already, expected another folder, or delete it")
@@ -109,10 +114,10 @@ def build(root: Path, target: Path) -> None:
     if absent := absent_files(root, distinct(lists)):
         paths = [str(path) for item in absent.values() for path in item]
         raise DataError(f"{len(paths)} files are missing, the first is {paths[0]}")
-    tfds.disable_progress_bar()  # of which it has three, none with an end
+    tfds.disable_progress_bar()  # three bars without a total
     builder = FfhqFastcomposer(root=root, data_dir=target, file_format="array_record")
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=downloads)  # it says that it downloads
+        builder.download_and_prepare(download_dir=downloads)  # prints that it downloads
     print(f"wrote {len(distinct(lists))} items to {builder.data_path}")
 
 
@@ -122,43 +127,33 @@ def find(root: Path) -> Path | None:
     Raises:
         DataError: There are several.
     """
-    patterns = (_INFO_FILE, f"*/{_INFO_FILE}", f"{NAME}/*/{_INFO_FILE}")
-    found = sorted(path.parent for pattern in patterns for path in root.glob(pattern))
+    patterns = (INFO_FILE, f"*/{INFO_FILE}", f"{NAME}/*/{INFO_FILE}")
+    found = [path.parent for pattern in patterns for path in sorted(root.glob(pattern))]
+    # TFDS writes to such a folder, which stays if the process is killed.
+    found = [folder for folder in found if ".incomplete" not in folder.name]
     if len(found) > 1:
         raise DataError(f"{root} holds {len(found)} datasets, expected one: name {found[0]} itself")
     return found[0] if found else None
 
 
 class Dataset:
-    """The items of a dataset that `build` wrote."""
+    """Items of one split of a dataset that `build` wrote, read on demand."""
 
     def __init__(self, folder: Path, split: Split):
         self._folder = folder
+        lists = check_metadata(folder)
+        if split not in lists:
+            raise DataError(f"{folder} has no split {split!r}, only {', '.join(lists)}")
+        stored = stored_splits(lists)
         try:
-            info = tfds.builder_from_directory(folder).info
-            if info.name != NAME:
-                raise DataError(
-                    f"{folder} is the dataset {info.name}, expected {NAME}, written by python -m "
-                    "fd_jax.data.ffhq build"
-                )
-            lists = dict(info.metadata["image_ids"])
-            stored = stored_splits(lists)
-            if {name: info.splits[name].num_examples for name in info.splits} != {
-                name: len(ids) for name, ids in stored.items()
-            }:
-                raise ValueError("its metadata are those of other items")
+            info = _open(folder).info
             for path in (path for part in info.splits.values() for path in part.filepaths):
                 if not path.exists():
                     raise ValueError(f"{path.name} is missing")
-            labels = {name: info.metadata["labels"][name] for name in lists.get(split, ())}
-        except DataError:
-            raise
+            self._labels = [info.metadata["labels"][name] for name in lists[split]]
         except _DAMAGE as error:
             raise DataError(f"dataset {folder} is damaged: {error}") from error
-        if split not in lists:
-            raise DataError(f"{folder} has no split {split!r}, only {', '.join(lists)}")
         self.ids = lists[split]
-        self._labels = [labels[name] for name in self.ids]
         places = {
             name: (part, number) for part, ids in stored.items() for number, name in enumerate(ids)
         }
@@ -166,60 +161,61 @@ class Dataset:
 
     @functools.cached_property
     def _sources(self) -> dict[str, Any]:
+        check_metadata(self._folder)  # again: a worker process opens the files later
         keep = {key: tfds.decode.SkipDecoding() for key in ("image", "segment_map")}
-        return tfds.builder_from_directory(self._folder).as_data_source(decoders=keep)
+        return _open(self._folder).as_data_source(decoders=keep)
 
     def read(self, number: int) -> Record:
+        """Reads an item. Raises DataError if it is damaged."""
         split, place = self._places[number]
         try:
-            item = self._sources[split][place]
+            record = _record(self._sources[split][place])
+        except DataError:
+            raise
         except _DAMAGE as error:
             raise DataError(
                 f"item {self.ids[number]} of {self._folder} cannot be read: {error}"
             ) from error
-        columns = item["segments"]
-        segments = tuple(
-            Segment(
-                id=int(columns["id"][i]),
-                bbox=tuple(columns["bbox"][i].tolist()),
-                start=int(columns["start"][i]),
-                end=int(columns["end"][i]),
-                coco_label=label.decode(),
-            )
-            for i, label in enumerate(columns["coco_label"])
-        )
-        if (name := item["id"].decode()) != self.ids[number]:
+        if record.id != self.ids[number]:
             raise DataError(
-                f"{self._folder}: item {place} of {split} is {name}, expected {self.ids[number]}"
+                f"{self._folder}: item {place} of {split} is {record.id}, expected "
+                f"{self.ids[number]}"
             )
-        return Record(
-            0, name, item["image"], item["segment_map"], item["caption"].decode(), segments
-        )
+        return record
 
     def labels(self) -> list[list[str]]:
+        """Returns the COCO labels of each item's segments."""
         return self._labels
 
 
-def stored_splits(lists: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Returns which ids lie in which split of the dataset, in order, each in one; none is empty."""
-    placed: set[str] = set()
-    splits = {}
-    for name, split in (("train", "train"), ("test", "test"), ("other", "all")):
-        ids = [i for i in lists.get(split, []) if i not in placed]
-        placed.update(ids)
-        if ids:
-            splits[name] = ids
-    return splits
+def _open(folder: Path) -> tfds.core.DatasetBuilder:
+    return tfds.builder_from_directory(folder)
+
+
+def _record(item: dict[str, Any]) -> Record:
+    columns = item["segments"]
+    segments = tuple(
+        Segment(
+            id=int(columns["id"][i]),
+            bbox=tuple(columns["bbox"][i].tolist()),
+            start=int(columns["start"][i]),
+            end=int(columns["end"][i]),
+            coco_label=label.decode(),
+        )
+        for i, label in enumerate(columns["coco_label"])
+    )
+    name, caption = item["id"].decode(), item["caption"].decode()
+    return Record(0, name, item["image"], item["segment_map"], caption, segments)
 
 
 def _checked(root: Path, name: str) -> Record:
-    """The item with its segment map as PNG."""
+    """Reads an item, and encodes its segment map as PNG."""
     record, problems = examine(root, name)
     for problem in problems:
         if problem.kind not in TOLERATED:
             raise DataError(
-                f"{root}: item {name}: {problem.kind}: {problem.text}; python -m "
-                f"fd_jax.data.ffhq check {root} lists all such items"
+                f"{root}: item {name}: {problem.kind}: {problem.text}; fd-data check {root} lists "
+                "all such items"
             )
     height, width, _ = decode_image(record.image, name).shape
     segment_map = decode_map(record.segment_map, name, height, width)

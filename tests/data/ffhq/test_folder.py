@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fd_jax.data.ffhq import __main__ as commands
+from fd_jax.data import cli as commands
 from fd_jax.data.ffhq import check, tfds_dataset
-from fd_jax.data.ffhq.folder import open_source, read_ids
+from fd_jax.data.ffhq.folder import read_ids
 from fd_jax.data.ffhq.record import DataError, decode_image, decode_map, read_info
+from fd_jax.data.ffhq.source import open_source
 from tests.helpers.ffhq_items import encoded, item, write_folder
 
 
@@ -79,7 +81,7 @@ def test_a_dataset_equals_its_folder(folder, dataset, split):
     first, second = open_source([folder], split), open_source([dataset], split)
 
     assert first.ids == second.ids
-    assert first.plain_ids == second.plain_ids
+    assert first.ids_by_root == second.ids_by_root
     np.testing.assert_array_equal(first.num_subjects(["person"]), second.num_subjects(["person"]))
     for i in range(len(first)):
         one, two = first[i], second[i]
@@ -316,8 +318,10 @@ def test_the_check_of_a_sound_folder_draws_a_page(folder, tmp_path, capsys, monk
     page = tmp_path / "page.png"
     monkeypatch.setattr(sys, "argv", ["ffhq", "check", str(folder), "--page", str(page)])
 
-    commands.main()
+    with pytest.raises(SystemExit) as end:
+        commands.main()
 
+    assert end.value.code == 0
     assert capsys.readouterr().out == f"{folder}: 10 items, 0 broken\n"
     with Image.open(page) as image:
         assert image.width > 5 * 224
@@ -344,8 +348,22 @@ def test_commands(folder, tmp_path):
     assert "1 broken: 1 x image" in checked.stdout
 
 
-def test_commands_say_what_is_wrong(tmp_path, monkeypatch):
+def test_commands_say_what_is_wrong(tmp_path, monkeypatch, capsys):
     for command in (["check", tmp_path / "no"], ["build", tmp_path, tmp_path / "new"]):
         monkeypatch.setattr(sys, "argv", ["ffhq", *map(str, command)])
-        with pytest.raises(SystemExit, match=r"^error: .*(does not exist|names no item)"):
+        with pytest.raises(SystemExit) as end:
             commands.main()
+        assert end.value.code == 1
+        assert re.match(r"error: .*(does not exist|names no item)", capsys.readouterr().err)
+
+
+def test_help_needs_neither_jax_nor_tfds():
+    code = (
+        "import sys\nfrom fd_jax.data import cli\nsys.argv = ['fd-data', 'check', '--help']\n"
+        "try:\n    cli.main()\nfinally:\n"
+        "    slow = {'jax', 'flax', 'tensorflow_datasets', 'grain', 'transformers'}\n"
+        "    print(sorted(slow & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--page" in done.stdout
+    assert done.stderr.strip() == "[]"
