@@ -1,4 +1,4 @@
-"""Command line of training data: `fd-data check FOLDER`, `fd-data build FOLDER DATASET`."""
+"""Command line of training data: `fd-data check|build|prepare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import tyro
 
 from fd_jax import cli
 from fd_jax.data.ffhq.check import check_folder
+from fd_jax.data.prepare.cli import prepare
 
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 Dataset = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
@@ -37,7 +38,7 @@ def build(folder: Folder, dataset: Dataset, /) -> None:
 def main() -> None:
     """Runs `fd-data`."""
     cli.run(
-        {"check": check, "build": build},
+        {"check": check, "build": build, "prepare": prepare},
         prog="fd-data",
         description="Photographs of people in the layout of FFHQ-FastComposer.",
     )

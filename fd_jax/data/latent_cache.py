@@ -23,6 +23,7 @@ from fd_jax.data.captions import (
 )
 from fd_jax.data.ffhq.record import DataError, Record
 from fd_jax.errors import InputError
+from fd_jax.files import atomic_file, write_json
 
 INFO_FILE = "latent_cache.json"
 _OLD_INFO_FILE = "encodings.json"  # of version 0.1
@@ -115,11 +116,9 @@ def write_block(folder: Path, number: int, block: Block) -> None:
             array = np.ascontiguousarray(_stored(getattr(block, name)))
             checksums[name] = _checksum(array, number, name)
             path = _path(folder, number, name)
-            part = path.with_name(f".{path.name}")
-            with part.open("wb") as file:
+            with atomic_file(path) as part, part.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
-            part.replace(path)
-        _write_json(_checksum_path(folder, number), checksums)
+        write_json(_checksum_path(folder, number), checksums)
     except OSError as error:
         raise InputError(f"cannot write the latent cache to {folder}: {error}") from error
 
@@ -179,17 +178,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
     """Writes what a latent cache is made from. Raises InputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / INFO_FILE, info)
-    except OSError as error:
-        raise InputError(f"cannot write the latent cache to {folder}: {error}") from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    write_json(folder / INFO_FILE, info)
 
 
 def _path(folder: Path, number: int, name: str) -> Path:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from fd_jax.data.ffhq.folder import ID_FILES, Folder, Split, is_folder, read_ids
 from fd_jax.data.ffhq.record import DataError, Record
+from fd_jax.files import local_path
 
 
 @runtime_checkable
@@ -79,6 +80,7 @@ def open_source(roots: Sequence[Path], split: Split) -> Source:
 
 
 def _open_root(root: Path, split: Split) -> Root:
+    root = local_path(root)
     if not root.is_dir():
         raise DataError(f"root {root} does not exist or is not a folder")
     if is_folder(root):

@@ -24,6 +24,7 @@ from fd_jax.data.ffhq.tfds_metadata import (
     check_metadata,
     stored_splits,
 )
+from fd_jax.files import local_path
 
 _COLUMNS = ("id", "bbox", "start", "end", "coco_label")  # of a segment
 
@@ -105,6 +106,7 @@ def build(root: Path, target: Path) -> None:
         DataError: There is a dataset already, an id appears twice in one list, or an item cannot
             be trained on.
     """
+    target = local_path(target)
     if (found := find(target)) is not None:
         raise DataError(f"{found} is a dataset already, expected another folder, or delete it")
     lists = all_ids(root)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 
 from fd_jax.assets import JUDGES
 from fd_jax.data.ffhq.folder import read_file
 from fd_jax.data.ffhq.record import DataError, decode_map
 from fd_jax.data.prepare.faces import Face, opencv
 from fd_jax.data.prepare.left_out import LeftOut
+from fd_jax.images.opening import open_image
 
 SELFIE = JUDGES / "selfie_segmentation.tflite"
 MASK_SUFFIXES = (".png", ".npy")
@@ -91,7 +91,7 @@ def read_mask(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
 
 
 def _as_npy(content: bytes) -> bytes:
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    with open_image(io.BytesIO(content), formats=("PNG",)) as image:
         if image.mode not in ("1", "L", "P"):
             raise ValueError(f"it is a PNG of mode {image.mode}, expected 1, L or P")
         stream = io.BytesIO()
