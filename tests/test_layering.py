@@ -58,7 +58,7 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in PATHS}
-MOVING = {"evaluation.identity", "training.initialize", "training.run"}
+MOVING = {"training.initialize", "training.run"}
 every_module = pytest.mark.parametrize("name", [n for n in MODULES if n and n not in MOVING])
 
 

@@ -1,4 +1,4 @@
-"""The evaluation at a glance: identity against prompt, and pictures of all modes side by side."""
+"""Draws the evaluation: a plot of identity over prompt accuracy, and a sheet of all modes."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from fd_jax.demo.grid import Cell, Pixels, Subject
+from fd_jax.demo.grid import EvalCase, Pixels, Subject
 from fd_jax.demo.report import Evaluation, swept
 from fd_jax.demo.scoring import MEASURES
 from fd_jax.evaluation.intervals import mean
 from fd_jax.images.sheets import INK, scaled
 
 _SIDE, _GAP, _LEFT, _LETTERS = 128, 6, 90, 20
-_APART = 0.045  # of the height of a plot, from one label to the next
+_LABEL_GAP = 0.045  # between labels, as a share of the plot's height
 
 
 def plot(path: Path, evaluation: Evaluation) -> None:
-    """Draws identity against prompt accuracy: a point for each mode, a line through the sweep.
+    """Plots identity over prompt accuracy: a point for each mode, a line through the sweep.
 
     Args:
         path: PNG file, replaced if it exists.
-        evaluation: What was measured. Each measure of identity has a panel of its own.
+        evaluation: The scores. Each measure of identity has its own panel.
     """
-    # Not pyplot, which would choose a backend for the whole process.
+    # pyplot would choose a backend for the whole process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,17 +58,17 @@ def plot(path: Path, evaluation: Evaluation) -> None:
 
 
 def _label(panel: Any, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
-    """Writes labels beside a panel, in the order of their points' heights, with a line to each."""
+    """Writes labels beside a panel, sorted by the height of their points, with a line to each."""
     order = sorted(range(len(points)), key=lambda i: points[i][::-1])
-    panel.autoscale_view()  # else it waits until it is drawn, and moves the points
+    panel.autoscale_view()  # otherwise the points move when the figure is drawn
     heights = panel.transAxes.inverted().transform(panel.transData.transform(points))[:, 1]
-    first = heights.mean() - _APART * (len(points) - 1) / 2
-    first = np.clip(first, 0, max(1 - _APART * (len(points) - 1), 0))
+    first = heights.mean() - _LABEL_GAP * (len(points) - 1) / 2
+    first = np.clip(first, 0, max(1 - _LABEL_GAP * (len(points) - 1), 0))
     for place, i in enumerate(order):
         panel.annotate(
             labels[i],
             points[i],
-            (1.03, first + _APART * place),
+            (1.03, first + _LABEL_GAP * place),
             textcoords="axes fraction",
             va="center",
             fontsize=7,
@@ -77,44 +77,44 @@ def _label(panel: Any, labels: Sequence[str], points: Sequence[Sequence[float]])
         )
 
 
-def chosen_cells(cells: Sequence[Cell]) -> list[int]:
-    """Returns the numbers of two cells each of one and two people, seen and unseen."""
+def cases_on_sheet(cases: Sequence[EvalCase]) -> list[int]:
+    """Returns the indices of eight cases: two each of one and two people, seen and unseen."""
     groups: dict[tuple, list[int]] = {}
-    for i, cell in enumerate(cells):
-        groups.setdefault((cell.kind, len(cell.people)), []).append(i)
+    for i, case in enumerate(cases):
+        groups.setdefault((case.kind, len(case.people)), []).append(i)
     chosen = []
     for number, group in enumerate(groups.values()):
-        scenes = len({cells[i].scene for i in group})
-        # Scenes of the first seed, others in each group.
+        scenes = len({cases[i].scene for i in group})
+        # Scenes of the first seed, different ones in each group.
         chosen += [group[(2 * number + step) % scenes] for step in (0, scenes // 2)]
     return chosen
 
 
 def sheet(
-    pictures: Mapping[str, Sequence[Pixels]], cells: Sequence[Cell], subjects: Sequence[Subject]
+    pictures: Mapping[str, Sequence[Pixels]], cases: Sequence[EvalCase], subjects: Sequence[Subject]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns pictures with a row for each mode, and prompts and photographs on top.
+    """Draws images in a row for each mode, below their prompts and references.
 
     Args:
-        pictures: By mode, one for each cell.
-        cells: What they were made from, a column each.
-        subjects: Everybody.
+        pictures: Images by mode, one for each case.
+        cases: Inputs of the images, a column each.
+        subjects: People of all cases.
     """
     stride = _SIDE + _GAP
     font = ImageFont.load_default(12)
     prompts = [
-        "\n".join(textwrap.wrap(f"{cell.prompt.replace(' <|image|>', '')} ({cell.kind})", _LETTERS))
-        for cell in cells
+        "\n".join(textwrap.wrap(f"{case.prompt.replace(' <|image|>', '')} ({case.kind})", _LETTERS))
+        for case in cases
     ]
     heading = 16 * max(prompt.count("\n") + 1 for prompt in prompts) + _GAP
     top = heading + _SIDE // 2 + _GAP
-    size = _LEFT + len(cells) * stride, top + len(pictures) * stride
+    size = _LEFT + len(cases) * stride, top + len(pictures) * stride
     whole = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(whole)
-    for column, (cell, prompt) in enumerate(zip(cells, prompts, strict=True)):
+    for column, (case, prompt) in enumerate(zip(cases, prompts, strict=True)):
         x = _LEFT + column * stride
         draw.text((x, _GAP), prompt, fill=INK, font=font)
-        for place, person in enumerate(cell.people):
+        for place, person in enumerate(case.people):
             photograph = scaled(subjects[person].photograph, _SIDE // 2 - 2)
             whole.paste(photograph, (x + place * _SIDE // 2, heading))
     for row, (name, made) in enumerate(pictures.items()):

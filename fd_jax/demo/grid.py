@@ -1,4 +1,4 @@
-"""Whom the evaluation asks for, where, and with which noise: the same pictures of every mode."""
+"""The evaluation grid: people x scenes x seeds, identical for every mode."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,40 +17,40 @@ from fd_jax.demo.portraits import MIN_PEOPLE, Cutout, People
 from fd_jax.demo.scenes import compose
 from fd_jax.errors import InputError
 
-Kind = Literal["seen", "unseen"]  # in training: whether on a train list or a test list
+Kind = Literal["seen", "unseen"]  # in training: people of a train list or of a test list
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SPLITS = {"seen": "train", "unseen": "test"}
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Subject(NamedTuple):
-    """A person that pictures are asked of."""
+    """A person to insert."""
 
     id: str
     kind: Kind
-    noun: str  # as prompts name them
-    photograph: Pixels  # the reference, as the file is
+    noun: str  # the word in prompts
+    photograph: Pixels  # the reference
     cutout: Cutout
 
 
-class Cell(NamedTuple):
-    """What one picture of every mode is made from."""
+class EvalCase(NamedTuple):
+    """Inputs of one image, the same for every mode."""
 
     kind: Kind
-    scene: int  # number of the scene
-    people: tuple[int, ...]  # numbers of the subjects, from left to right
+    scene: int  # index of the scene
+    people: tuple[int, ...]  # indices of the subjects, from left to right
     prompt: str
-    seed: int  # no other cell has it
+    seed: int  # unique
 
 
 def read_subjects(roots: Sequence[Path], most: int) -> list[Subject]:
-    """Returns the people of folders in the layout of FFHQ-FastComposer, those of train lists first.
+    """Reads the people of folders in the layout of FFHQ-FastComposer, train lists first.
 
-    Photographs of several people are left out.
+    Photographs of several people are skipped.
 
     Args:
-        roots: The folders.
-        most: People on each kind of list. If there are more, they are spread over it.
+        roots: Folders of photographs.
+        most: Largest number of people of each kind, evenly spaced over its lists.
 
     Raises:
         InputError: A list or a mask is missing, or there are fewer than two people on one kind.
@@ -75,33 +75,32 @@ def read_subjects(roots: Sequence[Path], most: int) -> list[Subject]:
     return subjects
 
 
-def make_grid(subjects: Sequence[Subject], scenes: Sequence[Scene], seeds: int) -> list[Cell]:
-    """Returns all cells: kinds of people x one or two of them x seeds x scenes.
+def make_grid(subjects: Sequence[Subject], scenes: Sequence[Scene], seeds: int) -> list[EvalCase]:
+    """Enumerates all cases: kinds of people x one or two of them x seeds x scenes.
 
-    Everybody of a kind takes their turn, so that all are in about as many pictures, on the left as
-    on the right.
+    All people of a kind appear in about the same number of images, on either side.
     """
-    cells = []
+    cases = []
     for kind in KINDS:
         group = [i for i, subject in enumerate(subjects) if subject.kind == kind]
         for count in (1, 2):
             for turn in range(seeds * len(scenes)):
-                # Scenes begin one later with every seed, to fall on other people.
+                # Each seed shifts the scenes by one, to pair them with other people.
                 scene = (turn + turn // len(scenes)) % len(scenes)
                 people = tuple(group[i] for i in _turn(turn, len(group))[:count])
                 prompt = _prompt([subjects[i].noun for i in people], scenes[scene].phrases[0])
-                cells.append(Cell(kind, scene, people, prompt, seed=len(cells)))
-    return cells
+                cases.append(EvalCase(kind, scene, people, prompt, seed=len(cases)))
+    return cases
 
 
 def _turn(turn: int, size: int) -> tuple[int, int]:
-    """Two different numbers below `size`: in as many turns each is first once, and second once."""
+    """Returns two indices below `size`; over `size` turns each is first and second once."""
     first = turn % size
     return first, (first + 1 + turn // size % (size - 1)) % size
 
 
 def _prompt(nouns: Sequence[str], where: str) -> str:
-    """Two people are named from left to right, as in the pictures of training."""
+    """Composes a prompt that names people from left to right, as training captions do."""
     names = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {SUBJECT_MARKER}" for noun in nouns]
     return f"{' and '.join(names)} {where}"
 
@@ -109,8 +108,8 @@ def _prompt(nouns: Sequence[str], where: str) -> str:
 def compose_small(
     scene: Scene, cutouts: Sequence[Cutout], rng: np.random.Generator, side: int
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """Stands people in a painted scene, at twice the size, from which the picture is averaged."""
+    """Places people in a painted scene at twice the size, and averages 2 x 2 pixels."""
     made = None
-    while made is None:  # where one hides another
+    while made is None:  # one person hides another
         made = compose(scene, list(cutouts), rng, 2 * side)
     return np.asarray(Image.fromarray(made.pixels).resize((side, side), Image.Resampling.BOX))

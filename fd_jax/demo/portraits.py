@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
-from fd_jax.data.ffhq.folder import open_source
 from fd_jax.data.ffhq.record import DataError, Segment, decode_image, decode_map
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.errors import InputError
 
 MIN_PEOPLE = 2

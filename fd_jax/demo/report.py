@@ -1,23 +1,23 @@
-"""The scores of all modes as a report to read, and whether it bears out the paper's claim."""
+"""Writes the scores of all modes as a report, and tests the paper's claim against them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fd_jax.demo.grid import Cell
+from fd_jax.demo.grid import EvalCase
 from fd_jax.demo.scoring import MEASURES, Scores
 from fd_jax.evaluation.intervals import Estimate, difference, mean, ratio
 from fd_jax.sampling.stages import SamplerConfig
 
-CEILING = "ceiling"  # the row of pictures without any model: people stood in painted scenes
-TOLERANCE = 0.9  # of what each model does best alone, SNF is to keep
-MIXES = "weighted", "delayed"  # the other ways to mix both models
+CEILING = "ceiling"  # name of images composed without any model: people in painted scenes
+TOLERANCE = 0.9  # share of each single model's best measure that SNF has to keep
+MIXES = "weighted", "delayed"  # modes that mix both models without SNF
 
-SUBSETS: dict[str, Callable[[Cell], bool]] = {
-    "all": lambda cell: True,
-    "seen": lambda cell: cell.kind == "seen",
-    "unseen": lambda cell: cell.kind == "unseen",
-    "one": lambda cell: len(cell.people) == 1,
-    "two": lambda cell: len(cell.people) == 2,
+SUBSETS: dict[str, Callable[[EvalCase], bool]] = {
+    "all": lambda case: True,
+    "seen": lambda case: case.kind == "seen",
+    "unseen": lambda case: case.kind == "unseen",
+    "one": lambda case: len(case.people) == 1,
+    "two": lambda case: len(case.people) == 2,
 }
 _TITLES = {
     "all": "All pictures",
@@ -29,45 +29,45 @@ _TITLES = {
 
 
 class Run(NamedTuple):
-    """A way to make all pictures."""
+    """A mode and its sampler."""
 
     name: str
     sampler: SamplerConfig
 
 
 class Evaluation(NamedTuple):
-    """All that was measured."""
+    """Scores of all runs, and what they depend on."""
 
-    cells: Sequence[Cell]
+    cases: Sequence[EvalCase]
     runs: Sequence[Run]
-    scores: Mapping[str, Scores]  # by the names of the runs, and of the ceiling
+    scores: Mapping[str, Scores]  # by name of the run, or CEILING
     chance: Mapping[str, float]  # by measure
     classifier_accuracy: float
     settings: Mapping[str, Any]
 
     def subset(self, name: str) -> "Evaluation":
-        """Returns the part of the pictures that `SUBSETS` names."""
-        rows = [i for i, cell in enumerate(self.cells) if SUBSETS[name](cell)]
+        """Returns the evaluation of one of `SUBSETS`."""
+        rows = [i for i, case in enumerate(self.cases) if SUBSETS[name](case)]
         scores = {
             run: {measure: column[rows] for measure, column in columns.items()}
             for run, columns in self.scores.items()
         }
-        return self._replace(cells=[self.cells[i] for i in rows], scores=scores)
+        return self._replace(cases=[self.cases[i] for i in rows], scores=scores)
 
 
-class Verdict(NamedTuple):
-    """Whether SNF keeps what one model does well alone."""
+class Retention(NamedTuple):
+    """Share of a single model's measure that SNF keeps."""
 
     measure: str
-    alone: str  # the mode of that model
-    text: str
-    holds: bool
+    alone: str  # mode of the single model
+    text: str  # the share with its interval
+    holds: bool  # whether the share is at least TOLERANCE
 
 
-def verdicts(evaluation: Evaluation) -> list[Verdict]:
-    """Returns whether SNF keeps most of the SDM's identity and of the TDM's scenes.
+def retentions(evaluation: Evaluation) -> list[Retention]:
+    """Computes the shares of the SDM's identity and of the TDM's prompt accuracy that SNF keeps.
 
-    Means decide; the intervals of their ratio, over the same cells, are in the text.
+    The means decide; the text has the interval of their ratio, over the same cases.
     """
     snf, found = evaluation.scores["snf"], []
     for measure, alone in (("identity", "sdm"), ("sface", "sdm"), ("prompt", "tdm")):
@@ -75,12 +75,12 @@ def verdicts(evaluation: Evaluation) -> list[Verdict]:
             own, others = snf[measure], evaluation.scores[alone][measure]
             text = str(ratio(own, others)) if others.mean() > 0 else f"{alone} has none"
             holds = bool(others.mean() > 0 and own.mean() >= TOLERANCE * others.mean())
-            found.append(Verdict(measure, alone, text, holds))
+            found.append(Retention(measure, alone, text, holds))
     return found
 
 
-class Gain(NamedTuple):
-    """By how much SNF has more of a measure than another mode, over the same cells."""
+class Comparison(NamedTuple):
+    """Difference of a measure between SNF and another mode, over the same cases."""
 
     measure: str
     other: str
@@ -88,33 +88,33 @@ class Gain(NamedTuple):
     text: str
 
 
-def gain(evaluation: Evaluation, measure: str, other: str) -> Gain:
-    """Returns SNF less another mode, and what the interval says of the difference."""
+def compare(evaluation: Evaluation, measure: str, other: str) -> Comparison:
+    """Subtracts another mode's measure from that of SNF, and reads the interval."""
     found = difference(evaluation.scores["snf"][measure], evaluation.scores[other][measure])
     text = "more" if found.low > 0 else "less" if found.high < 0 else "no clear difference"
-    return Gain(measure, other, found, text)
+    return Comparison(measure, other, found, text)
 
 
-def mix_gains(evaluation: Evaluation, other: str) -> list[Gain]:
-    """Returns SNF less another way to mix, in all measures of identity and in the prompt."""
+def compare_mix(evaluation: Evaluation, other: str) -> list[Comparison]:
+    """Compares SNF with another mix, in the measures of identity and prompt."""
     measures = ("identity", "identified", "sface", "prompt")
-    return [gain(evaluation, key, other) for key in measures if key in evaluation.scores["snf"]]
+    return [compare(evaluation, key, other) for key in measures if key in evaluation.scores["snf"]]
 
 
-def is_above(gains: Sequence[Gain]) -> str:
-    """Returns whether SNF has clearly more in at least one measure, and clearly less in none."""
+def is_above(gains: Sequence[Comparison]) -> str:
+    """Decides whether SNF is clearly better in one measure at least, and clearly worse in none."""
     texts = {by.text for by in gains}
     return "no" if "less" in texts else "yes" if "more" in texts else "not clear"
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Returns the report."""
+    """Formats the report as Markdown."""
     subsets = {name: evaluation.subset(name) for name in SUBSETS}
-    subsets = {name: part for name, part in subsets.items() if part.cells}
+    subsets = {name: part for name, part in subsets.items() if part.cases}
     lines = [
         "# Evaluation",
         "",
-        f"{len(evaluation.cells)} pictures of each mode, of the same prompts, people and noise. In "
+        f"{len(evaluation.cases)} pictures of each mode, of the same prompts, people and noise. In "
         "brackets are 95 % confidence intervals (bootstrap over pictures). `ceiling` is no mode: "
         "people stood in painted scenes by code, as a model without faults would.",
         "",
@@ -125,7 +125,7 @@ def markdown(evaluation: Evaluation) -> str:
     ]
     modes = [CEILING, *(run.name for run in evaluation.runs if run.name == run.sampler.mode)]
     for name, part in subsets.items():
-        lines += ["", f"## {_TITLES[name]}", "", f"{len(part.cells)} pictures of each mode.", ""]
+        lines += ["", f"## {_TITLES[name]}", "", f"{len(part.cases)} pictures of each mode.", ""]
         lines += _table("mode", modes, part)
         if name == "all":
             chance = {key: f"{value:.2f}" for key, value in part.chance.items()}
@@ -155,7 +155,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def results(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns everything, down to the score of each picture, as JSON has it."""
+    """Returns all results in JSON's types, with the score of each image."""
     runs = {run.name: run.sampler for run in evaluation.runs}
     parts = {name: evaluation.subset(name) for name in SUBSETS}
     return {
@@ -163,16 +163,16 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
         "classifier_accuracy": evaluation.classifier_accuracy,
         "chance": dict(evaluation.chance),
         "claim": {
-            name: [verdict._asdict() for verdict in verdicts(part)]
+            name: [retention._asdict() for retention in retentions(part)]
             for name, part in parts.items()
-            if part.cells
+            if part.cases
         },
         "mixes": {
             name: {other: _mix(part, other) for other in MIXES}
             for name, part in parts.items()
-            if part.cells
+            if part.cases
         },
-        "cells": [cell._asdict() for cell in evaluation.cells],
+        "cases": [case._asdict() for case in evaluation.cases],
         "runs": {
             name: {
                 "alpha": runs[name].alpha if name in runs else None,
@@ -185,30 +185,30 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def swept(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs of SNF, by their borders."""
+    """Returns the runs of SNF, sorted by alpha and beta."""
     snf = [run for run in runs if run.sampler.mode == "snf"]
     return sorted(snf, key=lambda run: (run.sampler.alpha, run.sampler.beta))
 
 
 def _claim(evaluation: Evaluation, subsets: Mapping[str, Evaluation]) -> list[str]:
-    found = verdicts(evaluation)
+    found = retentions(evaluation)
     lines = [
         "",
         "## The claim",
         "",
         f"Three stages with noise fusion keep at least {TOLERANCE:.0%} of the SDM's identity and "
-        f"of the TDM's prompt accuracy: **{_holds(all(verdict.holds for verdict in found))}**.",
+        f"of the TDM's prompt accuracy: **{_holds(all(retention.holds for retention in found))}**.",
         "",
     ]
     heads = [f"{MEASURES[v.measure].title}, snf by {v.alone}" for v in found]
     lines += _head("pictures", heads)
     for name, part in subsets.items():
-        cells = [f"{verdict.text}, {_holds(verdict.holds)}" for verdict in verdicts(part)]
+        cells = [f"{retention.text}, {_holds(retention.holds)}" for retention in retentions(part)]
         lines.append(_row(name, cells))
     lines += ["", "What each model lacks alone, by how much SNF has more of it:", ""]
     for measure, alone in (("prompt", "sdm"), ("identity", "tdm"), ("sface", "tdm")):
         if measure in evaluation.scores["snf"]:
-            _, _, by, text = gain(evaluation, measure, alone)
+            _, _, by, text = compare(evaluation, measure, alone)
             lines.append(f"- {MEASURES[measure].title}, snf less {alone}: {by}, {text}")
     lines += [
         "",
@@ -216,7 +216,7 @@ def _claim(evaluation: Evaluation, subsets: Mapping[str, Evaluation]) -> list[st
         "in at least one measure, and clearly less in none:",
         "",
     ]
-    mixes = {other: mix_gains(evaluation, other) for other in MIXES}
+    mixes = {other: compare_mix(evaluation, other) for other in MIXES}
     lines += _head("snf less", [*(MEASURES[by.measure].title for by in mixes[MIXES[0]]), "above"])
     for other, gains in mixes.items():
         cells = [f"{by.difference}, {by.text}" for by in gains]
@@ -225,7 +225,7 @@ def _claim(evaluation: Evaluation, subsets: Mapping[str, Evaluation]) -> list[st
 
 
 def _mix(evaluation: Evaluation, other: str) -> dict[str, Any]:
-    gains = mix_gains(evaluation, other)
+    gains = compare_mix(evaluation, other)
     found = [by._asdict() | {"difference": by.difference._asdict()} for by in gains]
     return {"above": is_above(gains), "gains": found}
 

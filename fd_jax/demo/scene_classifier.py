@@ -1,6 +1,6 @@
-"""Tells painted scenes apart, to score whether a picture shows what its prompt asks for.
+"""Classifies painted scenes, to score whether an image shows the scene of its prompt.
 
-It learns from pictures that code painted, and has nothing to do with the models that it judges.
+The classifier is trained on painted scenes, and shares nothing with the models that it judges.
 """
 
 import functools
@@ -29,19 +29,19 @@ from fd_jax.demo.grid import compose_small
 from fd_jax.demo.painters import Scene
 from fd_jax.params import Flat, flat, nested
 
-MAX_SIDE = 64  # at which scenes are told apart; larger pictures are reduced to it
+MAX_SIDE = 64  # input of the classifier; larger images are reduced to it
 _WIDTHS = 24, 48, 96
 _BATCH = 64
 _LEARNING_RATE = 3e-3
 _THREADS = 2
-_TWO = 0.5  # how often there are two people
+_TWO = 0.5  # probability of two people
 
 
 class SceneNet(nnx.Module):
-    """Three convolutions, and a layer over the means and the maxima of what they see.
+    """Three convolutions and a linear layer over the means and maxima of their output.
 
     Args:
-        num_scenes: How many scenes there are.
+        num_scenes: Number of classes.
         rngs: Keys for parameter initialization. None is kept after construction.
     """
 
@@ -56,7 +56,7 @@ class SceneNet(nnx.Module):
         self.out = nnx.Linear(2 * widths[-1], num_scenes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n"]:
-        """Returns a logit for each scene, of images in 0..1."""
+        """Computes a logit for each scene, from images in 0..1."""
         x = 2 * images - 1
         for convolution in self.convolutions:
             x = nnx.relu(convolution(x))
@@ -68,11 +68,11 @@ class SceneClassifier(NamedTuple):
 
     params: Flat
     num_scenes: int
-    side: int  # of the pictures that it takes
-    accuracy: float  # on painted pictures of other seeds and people
+    side: int  # height and width of its input
+    accuracy: float  # on held-out painted scenes, with other people
 
     def __call__(self, pictures: Iterable[np.ndarray]) -> Float[np.ndarray, "b n"]:
-        """Returns the probability of each scene, of pictures of uint8."""
+        """Computes the probability of each scene, from uint8 images."""
         pixels = np.stack([_reduced(picture, self.side) for picture in pictures])
         batches = [pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)]
         found = [_probabilities(self.num_scenes, self.params, batch) for batch in batches]
@@ -80,7 +80,7 @@ class SceneClassifier(NamedTuple):
 
 
 def classifier_side(side: int) -> int:
-    """Returns the side at which the classifier sees pictures of this side."""
+    """Returns the side of the classifier's input for images of this side."""
     return min(side, MAX_SIDE)
 
 
@@ -93,15 +93,15 @@ def load_or_train(
     num_steps: int = 500,
     progress: bool = False,
 ) -> SceneClassifier:
-    """Reads the classifier that an earlier call wrote, or trains it and writes it.
+    """Loads the classifier that an earlier call wrote, or trains and writes it.
 
     Args:
-        path: A safetensors file. What was trained otherwise, or is damaged, is replaced.
+        path: safetensors file; replaced if it is damaged or was trained differently.
         scene_list: The scenes.
-        side: Of the pictures, in pixels.
-        num_pictures: Painted pictures of each scene to train on; a fifth as many are held out.
-        num_steps: Steps of the optimizer.
-        progress: Whether to show how far painting and training are.
+        side: Height and width of the images in pixels.
+        num_pictures: Painted training images per scene; a fifth as many are held out.
+        num_steps: Optimizer steps.
+        progress: Whether to show progress bars.
     """
     side = classifier_side(side)
     code = b"".join(Path(module.__file__).read_bytes() for module in (painters, portraits, scenes))
@@ -157,7 +157,7 @@ def _train(
 def _paint(
     scene_list: Sequence[Scene], split: str, count: int, side: int, progress: bool
 ) -> tuple[UInt8[np.ndarray, "n side side 3"], Int[np.ndarray, " n"]]:
-    """Scenes in turn, with one or two of the bundled people of a split in front."""
+    """Paints scenes in turn, with one or two of the bundled people of a split."""
     people = portraits.People([PEOPLE], split)
     cutouts = [people.cut(person) for person in people.people]
     labels = np.arange(count) % len(scene_list)
@@ -213,9 +213,9 @@ def _make_step(num_scenes: int, optimizer: optax.GradientTransformation) -> Call
 
 
 def soften(key: Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Mirrors, blurs, brightens and roughens images in 0..1 at random, each on its own.
+    """Augments images in 0..1: mirrors, blurs, brightens and adds noise, at random per image.
 
-    What models make is softer than what code paints, and should be judged by what it shows.
+    Models' images are softer than painted ones; the classifier must not depend on that.
     """
     keys = jax.random.split(key, 5)
     shape = (images.shape[0], 1, 1, 1)
@@ -230,7 +230,7 @@ def soften(key: Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3
 
 
 def _blur(images: Float[Array, "b h w 3"], axis: int) -> Float[Array, "b h w 3"]:
-    """Means of five pixels along an axis."""
+    """Averages five pixels along an axis."""
     length = images.shape[axis]
     padded = jnp.pad(images, [(2 * (i == axis), 2 * (i == axis)) for i in range(4)], "edge")
     return sum(jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(5)) / 5

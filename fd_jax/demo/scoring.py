@@ -1,4 +1,4 @@
-"""One number for each picture and measure: does it show the scene, and the people?"""
+"""Scores images: a number for each image and measure of scene and identity."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fd_jax.demo.grid import Cell, Pixels, Subject
+from fd_jax.demo.grid import EvalCase, Pixels, Subject
 from fd_jax.demo.scene_classifier import SceneClassifier
-from fd_jax.evaluation.identity import Judge, Tower, view
+from fd_jax.evaluation.judges import ClipIdentity, FaceRecognizer, person_view
 
 Scores = dict[str, Float[np.ndarray, " n"]]  # by measure
 
 
 class Measure(NamedTuple):
-    """How tables and drawings name a measure."""
+    """Title and explanation of a measure in the report."""
 
     title: str
     explanation: str
@@ -22,9 +22,9 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "identity": Measure(
-        "identity, tower",
-        "cosine between the person in the picture and the photograph, as the SDM's own image "
-        "encoder embeds them, less the mean of all photographs; of two people the mean",
+        "identity, image encoder",
+        "cosine between the embeddings of person and photograph by the SDM's own image encoder, "
+        "after the mean embedding of all photographs is subtracted; averaged over two people",
     ),
     "identified": Measure(
         "identified",
@@ -37,78 +37,82 @@ MEASURES = {
         "no face",
     ),
     "faces": Measure("faces found", "share of the people whose face YuNet finds"),
-    "prompt": Measure("prompt", "share of the pictures that the classifier takes for their scene"),
-    "probability": Measure("probability", "that the classifier gives to the scene, on average"),
+    "prompt": Measure("prompt", "share of the pictures that the classifier assigns to their scene"),
+    "probability": Measure(
+        "probability", "mean probability that the classifier gives to the right scene"
+    ),
 }
 
 
 class Scorer:
-    """Scores pictures of cells.
+    """Scores the images of cases.
 
     Args:
-        subjects: Everybody.
-        classifier: Of the scenes.
-        tower: Over the photographs of the subjects.
-        judge: The same, if there is one.
+        subjects: People of all cases.
+        classifier: Classifier of the scenes.
+        clip_identity: Judge of identity whose references are the subjects' photographs.
+        face_recognizer: Another judge with the same references, or None.
     """
 
     def __init__(
         self,
         subjects: Sequence[Subject],
         classifier: SceneClassifier,
-        tower: Tower,
-        judge: Judge | None,
+        clip_identity: ClipIdentity,
+        face_recognizer: FaceRecognizer | None,
     ):
-        self._classifier, self._tower, self._judge = classifier, tower, judge
-        self._rivals = rivals([subject.noun for subject in subjects])
+        self._classifier = classifier
+        self._clip_identity = clip_identity
+        self._face_recognizer = face_recognizer
+        self._confusable = confusable([subject.noun for subject in subjects])
 
-    def __call__(self, pictures: Sequence[Pixels], cells: Sequence[Cell]) -> Scores:
-        """Returns the scores of pictures, one for each cell."""
+    def __call__(self, pictures: Sequence[Pixels], cases: Sequence[EvalCase]) -> Scores:
+        """Scores images, one for each case."""
         probabilities = self._classifier(pictures)
-        scenes = np.array([cell.scene for cell in cells])
+        scenes = np.array([case.scene for case in cases])
         scores: dict[str, list[float]] = {"identity": [], "identified": []}
         views = [
-            view(picture, place, len(cell.people))
-            for picture, cell in zip(pictures, cells, strict=True)
-            for place in range(len(cell.people))
+            person_view(picture, place, len(case.people))
+            for picture, case in zip(pictures, cases, strict=True)
+            for place in range(len(case.people))
         ]
-        ends = np.cumsum([len(cell.people) for cell in cells])[:-1]
-        for cosines, cell in zip(np.split(self._tower(views), ends), cells, strict=True):
-            people = np.array(cell.people)
-            nearest = np.where(self._rivals[people], cosines, -np.inf).argmax(axis=1)
+        ends = np.cumsum([len(case.people) for case in cases])[:-1]
+        for cosines, case in zip(np.split(self._clip_identity(views), ends), cases, strict=True):
+            people = np.array(case.people)
+            nearest = np.where(self._confusable[people], cosines, -np.inf).argmax(axis=1)
             scores["identity"].append(_own(cosines, people).mean())
             scores["identified"].append(np.mean(nearest == people))
-        if self._judge is not None:
+        if self._face_recognizer is not None:
             scores |= {"sface": [], "faces": []}
-            for picture, cell in zip(pictures, cells, strict=True):
-                own = _own(self._judge(picture, len(cell.people)), np.array(cell.people))
+            for picture, case in zip(pictures, cases, strict=True):
+                own = _own(self._face_recognizer(picture, len(case.people)), np.array(case.people))
                 scores["sface"].append(np.nan_to_num(own).clip(min=0).mean())
                 scores["faces"].append(np.isfinite(own).mean())
         scores["prompt"] = probabilities.argmax(axis=1) == scenes
-        scores["probability"] = probabilities[np.arange(len(cells)), scenes]
+        scores["probability"] = probabilities[np.arange(len(cases)), scenes]
         return {name: np.asarray(column, np.float64) for name, column in scores.items()}
 
-    def chance(self, cells: Sequence[Cell]) -> dict[str, float]:
-        """Returns what measures come to without any knowledge of scene or person.
+    def chance(self, cases: Sequence[EvalCase]) -> dict[str, float]:
+        """Returns the expected measures without any knowledge of scene or person.
 
-        Of SFace it is the mean between photographs of different people.
+        SFace's is the mean over photographs of different people.
         """
-        shares = [(1 / self._rivals[list(cell.people)].sum(axis=1)).mean() for cell in cells]
+        shares = [(1 / self._confusable[list(case.people)].sum(axis=1)).mean() for case in cases]
         chance = {
             "identified": float(np.mean(shares)),
             "prompt": 1 / self._classifier.num_scenes,
         }
-        if self._judge is not None:
-            between = self._judge.between_references()
+        if self._face_recognizer is not None:
+            between = self._face_recognizer.between_references()
             others = ~np.eye(len(between), dtype=bool)
             chance["sface"] = float(between[others].clip(min=0).mean())
         return chance
 
 
-def rivals(nouns: Sequence[str]) -> Bool[np.ndarray, "m m"]:
-    """Returns who could be taken for whom: people with the same noun, as prompts give that away.
+def confusable(nouns: Sequence[str]) -> Bool[np.ndarray, "m m"]:
+    """Returns which people can be confused: those with the same noun, which the prompt reveals.
 
-    Everybody, for somebody whose noun nobody shares.
+    A person whose noun is unique can be confused with everybody.
     """
     same = np.array(nouns)[:, None] == np.array(nouns)
     return same | (same.sum(axis=1, keepdims=True) == 1)

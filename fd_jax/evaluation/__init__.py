@@ -1,1 +1,1 @@
-"""Whether two models in three stages do better than each alone, measured at small scale."""
+"""Evaluation: judges of identity and confidence intervals."""

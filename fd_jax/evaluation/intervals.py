@@ -1,4 +1,4 @@
-"""Confidence intervals by bootstrap over pictures."""
+"""Confidence intervals by bootstrap over images."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 RESAMPLES = 1000
-_TAILS = 2.5, 97.5  # in percent: 95 % lie between
+_TAILS = 2.5, 97.5  # percentiles of a 95 % interval
 
 
 class Estimate(NamedTuple):
@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
 
 def mean(scores: Float[np.ndarray, " n"], *, seed: int = 0) -> Estimate:
-    """Returns the mean of the scores of n pictures."""
+    """Estimates the mean of the scores of n images."""
     [means] = _resampled(scores[None], seed)
     return Estimate(float(scores.mean()), *np.percentile(means, _TAILS).tolist())
 
@@ -29,14 +29,14 @@ def mean(scores: Float[np.ndarray, " n"], *, seed: int = 0) -> Estimate:
 def difference(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> Estimate:
-    """Returns the mean of `a` less that of `b`, scores of the same n cells."""
+    """Estimates the mean of `a - b`, scores of the same n cases."""
     return mean(a - b, seed=seed)
 
 
 def ratio(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int = 0) -> Estimate:
-    """Returns the mean of `a` by that of `b`, scores of the same n cells.
+    """Estimates the mean of `a` over the mean of `b`, scores of the same n cases.
 
-    NaN where b's mean is not positive, as nothing can be kept of what is not there.
+    NaN if the mean of `b` is not positive.
     """
 
     tops, bottoms = _resampled(np.stack([a, b]), seed)
@@ -47,7 +47,7 @@ def ratio(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int =
 
 
 def _resampled(scores: Float[np.ndarray, "k n"], seed: int) -> Float[np.ndarray, "k r"]:
-    """Means of the rows over n pictures drawn with repetition, the same ones in all rows."""
+    """Averages each row over n images drawn with replacement, the same ones for all rows."""
     count = scores.shape[1]
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     return scores[:, drawn].mean(axis=2)

@@ -47,13 +47,13 @@ def test_a_folder_named_twice_counts_once(subjects):
 def test_every_scene_is_asked_of_each_kind_and_number(subjects):
     grid = make_grid(subjects, SCENES, 2)
 
-    groups = Counter((cell.kind, len(cell.people), cell.scene) for cell in grid)
+    groups = Counter((case.kind, len(case.people), case.scene) for case in grid)
     assert len(groups) == 2 * 2 * len(SCENES)
     assert set(groups.values()) == {2}
-    assert len({cell.seed for cell in grid}) == len(grid)
-    for cell in grid:
-        assert cell.prompt.endswith(SCENES[cell.scene].phrases[0])
-        assert {subjects[person].kind for person in cell.people} == {cell.kind}
+    assert len({case.seed for case in grid}) == len(grid)
+    for case in grid:
+        assert case.prompt.endswith(SCENES[case.scene].phrases[0])
+        assert {subjects[person].kind for person in case.people} == {case.kind}
     assert grid == make_grid(subjects, SCENES, 2)
 
 
@@ -64,25 +64,25 @@ def test_everybody_is_asked_for_about_as_often(subjects, most):
 
     for kind in ("seen", "unseen"):
         for count in (1, 2):
-            cells = [cell for cell in grid if (cell.kind, len(cell.people)) == (kind, count)]
+            cases = [case for case in grid if (case.kind, len(case.people)) == (kind, count)]
             for place in range(count):
-                times = Counter(cell.people[place] for cell in cells)
+                times = Counter(case.people[place] for case in cases)
                 assert len(times) == most
                 assert max(times.values()) - min(times.values()) <= 1
 
 
 def test_two_people_are_different_and_all_pairs_occur(subjects):
-    pairs = {cell.people for cell in make_grid(subjects, SCENES, 2) if len(cell.people) == 2}
+    pairs = {case.people for case in make_grid(subjects, SCENES, 2) if len(case.people) == 2}
 
     assert all(left != right for left, right in pairs)
     assert len(pairs) == 2 * 4 * 3
 
 
 def test_prompts_name_people_from_left_to_right(subjects):
-    for cell in make_grid(subjects, SCENES[:2], 1):
-        words = cell.prompt.split()
+    for case in make_grid(subjects, SCENES[:2], 1):
+        words = case.prompt.split()
         named = [words[i - 1] for i, word in enumerate(words) if word == "<|image|>"]
-        assert named == [subjects[person].noun for person in cell.people]
+        assert named == [subjects[person].noun for person in case.people]
 
 
 def test_a_folder_without_test_list_is_refused(folder):

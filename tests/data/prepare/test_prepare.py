@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import make_example
 from fd_jax.data.ffhq import tfds_dataset
 from fd_jax.data.ffhq.check import check_folder
-from fd_jax.data.ffhq.folder import open_source
-from fd_jax.data.loader import DataConfig
+from fd_jax.data.ffhq.source import open_source
 from fd_jax.data.prepare import item
 from fd_jax.data.prepare import prepare as module
 from fd_jax.data.prepare.item import ItemConfig, Task

@@ -7,9 +7,15 @@ import pytest
 from fd_jax.assets import PEOPLE
 from fd_jax.demo.grid import compose_small, read_subjects
 from fd_jax.demo.painters import SCENES
-from fd_jax.demo.scoring import rivals
+from fd_jax.demo.scoring import confusable
 from fd_jax.errors import InputError
-from fd_jax.evaluation.identity import JUDGES, Judge, Tower, check_judges, view
+from fd_jax.evaluation.judges import (
+    FACE_MODELS,
+    ClipIdentity,
+    FaceRecognizer,
+    check_face_models,
+    person_view,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +26,13 @@ def subjects():
 def test_one_person_is_the_whole_picture():
     picture = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
 
-    np.testing.assert_array_equal(view(picture, 0, 1), picture)
+    np.testing.assert_array_equal(person_view(picture, 0, 1), picture)
 
 
 def test_of_two_people_each_has_a_side_that_stands_on_the_bottom():
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
-    left, right = view(picture, 0, 2), view(picture, 1, 2)
+    left, right = person_view(picture, 0, 2), person_view(picture, 1, 2)
 
     assert left.shape == right.shape == (30, 30, 3)
     np.testing.assert_array_equal(left[:, 4:26], picture[10:, :22])
@@ -38,14 +44,14 @@ def test_of_two_people_each_has_a_side_that_stands_on_the_bottom():
 def test_views_of_mirrored_pictures_are_mirrored():
     picture = np.random.default_rng(0).integers(0, 256, (41, 41, 3), dtype=np.uint8)
 
-    mirrored = view(picture[:, ::-1], 1, 2)[:, ::-1]
+    mirrored = person_view(picture[:, ::-1], 1, 2)[:, ::-1]
 
     part = np.s_[:, 5:-5]
-    np.testing.assert_array_equal(mirrored[part], view(picture, 0, 2)[part])
+    np.testing.assert_array_equal(mirrored[part], person_view(picture, 0, 2)[part])
 
 
 def test_views_hold_whom_they_are_of(subjects):
-    """People of one colour each: a view has more of its own than of the neighbour."""
+    """People of one colour each: a person_view has more of its own than of the neighbour."""
     red, blue = (
         subjects[i].cutout._replace(
             pixels=np.full_like(subjects[i].cutout.pixels, 0) + np.uint8(colour)
@@ -58,14 +64,14 @@ def test_views_hold_whom_they_are_of(subjects):
         top = np.flatnonzero(is_red.any(axis=1))[0]
         assert top >= 64 - round(0.75 * 64)  # heads are not cut off
         for place, own, other in ((0, 0, 2), (1, 2, 0)):
-            shown = view(picture, place, 2) > 150
+            shown = person_view(picture, place, 2) > 150
             assert shown[..., own].sum() > 1.5 * shown[..., other].sum()
 
 
 def test_a_photograph_is_most_similar_to_itself(pipe, subjects):
     photographs = [subject.photograph for subject in subjects]
 
-    cosines = Tower(pipe, photographs)(photographs)
+    cosines = ClipIdentity(pipe, photographs)(photographs)
 
     assert cosines.shape == (8, 8)
     np.testing.assert_allclose(np.diag(cosines), 1, rtol=1e-5)
@@ -76,25 +82,25 @@ def test_a_photograph_is_most_similar_to_itself(pipe, subjects):
 def test_rivals_have_the_same_noun():
     expected = [[1, 0, 1], [1, 1, 1], [1, 0, 1]]
 
-    np.testing.assert_array_equal(rivals(["man", "boy", "man"]), np.array(expected) == 1)
+    np.testing.assert_array_equal(confusable(["man", "boy", "man"]), np.array(expected) == 1)
 
 
 def test_a_folder_without_judges_is_refused(tmp_path):
-    detector, recognizer = JUDGES.values()
+    detector, recognizer = FACE_MODELS.values()
     with pytest.raises(InputError, match=f"no {detector} and no {recognizer}"):
-        check_judges(tmp_path)
+        check_face_models(tmp_path)
     (tmp_path / detector).touch()
     with pytest.raises(InputError, match=f"holds no {recognizer}"):
-        check_judges(tmp_path)
+        check_face_models(tmp_path)
 
 
 def test_judges_without_opencv_are_refused(monkeypatch, tmp_path):
-    for name in JUDGES.values():
+    for name in FACE_MODELS.values():
         (tmp_path / name).touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(InputError, match="pip install opencv-python-headless"):
-        check_judges(tmp_path)
+        check_face_models(tmp_path)
 
 
 class FakeOpenCV:
@@ -125,9 +131,9 @@ class FakeOpenCV:
 
 
 @pytest.fixture
-def judge(monkeypatch, tmp_path):
+def face_recognizer(monkeypatch, tmp_path):
     """Of three people, who are 0, 1 and 2, and pictures of levels 10, 11, ... ."""
-    for name in JUDGES.values():
+    for name in FACE_MODELS.values():
         (tmp_path / name).touch()
     opencv = FakeOpenCV()
     monkeypatch.setitem(sys.modules, "cv2", opencv)
@@ -137,24 +143,24 @@ def judge(monkeypatch, tmp_path):
         11: [(10, 50, 1, 0.6), (60, 90, 0, 0.9)],
         12: [(-90, 60, 1, 0.9)],
     }
-    return Judge(tmp_path, [level(who) for who in range(3)], ["Ann", "Bob", "Cid"])
+    return FaceRecognizer(tmp_path, [level(who) for who in range(3)], ["Ann", "Bob", "Cid"])
 
 
 def level(blue):
     return np.full((64, 64, 3), blue, np.uint8)
 
 
-def test_of_two_faces_the_left_one_is_the_first_persons(judge):
-    np.testing.assert_array_equal(judge(level(10), 2), [[0, 0, 1], [1, 0, 0]])
+def test_of_two_faces_the_left_one_is_the_first_persons(face_recognizer):
+    np.testing.assert_array_equal(face_recognizer(level(10), 2), [[0, 0, 1], [1, 0, 0]])
 
 
-def test_the_clearest_face_counts_and_an_absent_one_does_not(judge):
-    np.testing.assert_array_equal(judge(level(11), 1), [[1, 0, 0]])
-    np.testing.assert_array_equal(judge(level(11), 2), [[1, 0, 0], [np.nan] * 3])
-    assert np.isnan(judge(level(12), 1)).all()  # outside the picture
-    assert np.isnan(judge(level(13), 2)).all()
+def test_the_clearest_face_counts_and_an_absent_one_does_not(face_recognizer):
+    np.testing.assert_array_equal(face_recognizer(level(11), 1), [[1, 0, 0]])
+    np.testing.assert_array_equal(face_recognizer(level(11), 2), [[1, 0, 0], [np.nan] * 3])
+    assert np.isnan(face_recognizer(level(12), 1)).all()  # outside the picture
+    assert np.isnan(face_recognizer(level(13), 2)).all()
 
 
-def test_a_photograph_without_a_face_is_refused(judge, tmp_path):
-    with pytest.raises(InputError, match="finds no face in the photograph of Dan"):
-        Judge(tmp_path, [level(99)], ["Dan"])
+def test_a_photograph_without_a_face_is_refused(face_recognizer, tmp_path):
+    with pytest.raises(InputError, match="YuNet finds no face in the photograph of Dan"):
+        FaceRecognizer(tmp_path, [level(99)], ["Dan"])

@@ -1,4 +1,4 @@
-"""Whether a picture shows the person of a photograph, as two networks see it."""
+"""Judges of identity: networks that compare the person in an image with reference photographs."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -6,32 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fd_jax.demo.grid import Pixels
 from fd_jax.errors import InputError
 from fd_jax.inference.pipeline import FaceDiffuser
 
-# Where one of two people is: those of the training pictures have their heads within 0.03 to 0.49 of
-# the width (or the mirror image of that), while the neighbour's shoulders reach 0.42; their hair
-# begins 0.26 to 0.36 from the top, which a square of this width at the bottom would cut off.
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+
+# Share of width and height that shows one of two people. In training images their heads lie within
+# 0.03 to 0.49 of the width (or its mirror image) and the neighbour's shoulders reach 0.42; their
+# hair begins 0.26 to 0.36 from the top, which a square of this width at the bottom would cut off.
 WIDTH, HEIGHT = 0.55, 0.75
 
-JUDGES = {"detector": "face_detection_yunet_2023mar.onnx"}
-JUDGES |= {"recognizer": "face_recognition_sface_2021dec.onnx"}
-_JUDGE_SIDE = 320  # in which YuNet finds faces of all the sizes that pictures have
+FACE_MODELS = {"detector": "face_detection_yunet_2023mar.onnx"}
+FACE_MODELS |= {"recognizer": "face_recognition_sface_2021dec.onnx"}
+_JUDGE_SIDE = 320  # longer side of images for YuNet, which then finds faces of all sizes
 
 
-def view(picture: Pixels, place: int, count: int) -> Pixels:
-    """Returns the square in which a person is looked for.
+def person_view(picture: Pixels, place: int, count: int) -> Pixels:
+    """Crops the square that shows one person of an image.
 
     Args:
-        picture: A square picture.
-        place: The person's, from the left.
-        count: How many people there are: one, who is the whole picture, or two, each of whom is a
-            part that stands on the bottom. It is as high as people are, and made as wide by
-            repeating its outermost columns, so that a head is as large in it as in a photograph.
+        picture: Square image.
+        place: Index of the person, from the left.
+        count: Number of people, one or two. One person's crop is the whole image. Each of two
+            people has a crop at the bottom, as high as people are, padded to a square with its
+            outermost columns, so that a head is as large in it as in a photograph.
     """
     if count == 1:
         return picture
@@ -43,29 +44,29 @@ def view(picture: Pixels, place: int, count: int) -> Pixels:
     return np.pad(part, ((0, 0), (before, height - width - before), (0, 0)), "edge")
 
 
-class Tower:
-    """The SDM's own image encoder. What it knows of a person is what the SDM was told.
+class ClipIdentity:
+    """Compares people by the SDM's own image encoder, which is all that the SDM knows of them.
 
     Args:
-        pipe: Both models.
+        pipe: Pipeline of the SDM.
         photographs: The references.
     """
 
     def __init__(self, pipe: FaceDiffuser, photographs: Sequence[Pixels]):
         self._pipe = pipe
         embeds = pipe.embed(photographs)
-        # All embeddings have much in common, which says that there is a person, not who.
+        # The mean embedding says that there is a person, not who.
         self._mean = embeds.mean(axis=0)
         self._references = _unit(embeds - self._mean)
 
     def __call__(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n m"]:
-        """Returns the cosine between each view and each reference, less the references' mean."""
+        """Computes the cosine between each view and each reference, less the references' mean."""
         return _unit(self._pipe.embed(views) - self._mean) @ self._references.T
 
 
-def check_judges(folder: Path) -> None:
-    """Raises InputError if OpenCV or a model is missing."""
-    missing = [name for name in JUDGES.values() if not (folder / name).is_file()]
+def check_face_models(folder: Path) -> None:
+    """Raises InputError if OpenCV or one of `FACE_MODELS` is missing."""
+    missing = [name for name in FACE_MODELS.values() if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"judges folder {folder} holds no {' and no '.join(missing)}, expected the models of "
@@ -77,40 +78,40 @@ def check_judges(folder: Path) -> None:
         )
 
 
-class Judge:
-    """A detector and a recognizer of faces that had no part in the models: YuNet and SFace.
+class FaceRecognizer:
+    """Compares faces by OpenCV's YuNet and SFace, which had no part in training the models.
 
     Args:
-        folder: Of both models.
+        folder: Folder of `FACE_MODELS`.
         photographs: The references.
-        names: Of the references.
+        names: Names of the references, for errors.
 
     Raises:
         InputError: OpenCV or a model is missing, or there is no face in a photograph.
     """
 
     def __init__(self, folder: Path, photographs: Sequence[Pixels], names: Sequence[str]):
-        check_judges(folder)
+        check_face_models(folder)
         import cv2  # optional
 
         if hasattr(cv2, "setLogLevel"):
             cv2.setLogLevel(2)  # errors
-        detector, recognizer = (str(folder / name) for name in JUDGES.values())
+        detector, recognizer = (str(folder / name) for name in FACE_MODELS.values())
         self._detector = cv2.FaceDetectorYN.create(detector, "", (_JUDGE_SIDE, _JUDGE_SIDE))
         self._recognizer = cv2.FaceRecognizerSF.create(recognizer, "")
         references = []
         for name, photograph in zip(names, photographs, strict=True):
             image = _enlarged(photograph)
             if not (faces := self._faces(image)):
-                raise InputError(f"the judge finds no face in the photograph of {name}")
+                raise InputError(f"YuNet finds no face in the photograph of {name}")
             references.append(self._feature(image, faces[0]))
         self._references = np.stack(references)
 
     def __call__(self, picture: Pixels, count: int) -> Float[np.ndarray, "count m"]:
-        """Returns the cosine between the face of each person and of each reference.
+        """Computes the cosine between each person's face and each reference.
 
-        Of two people the first is the clearest face in the left half, the second the clearest in
-        the right one. NaN where there is no face.
+        The clearest face of each half of the image is that of one of two people. NaN stands for
+        no face.
         """
         image = _enlarged(picture)
         found = np.full((count, len(self._references)), np.nan, np.float32)
@@ -122,11 +123,11 @@ class Judge:
         return found
 
     def between_references(self) -> Float[np.ndarray, "m m"]:
-        """Returns the cosine between all references."""
+        """Computes the cosines between all references."""
         return self._references @ self._references.T
 
     def _faces(self, image: np.ndarray) -> list[np.ndarray]:
-        """Boxes, landmarks and scores of faces, the clearest first."""
+        """Detects faces: boxes, landmarks and scores, the clearest first."""
         self._detector.setInputSize(image.shape[1::-1])
         faces = self._detector.detect(image)[1]
         return [] if faces is None else sorted(faces, key=lambda face: -face[-1])
@@ -137,7 +138,7 @@ class Judge:
 
 
 def _enlarged(pixels: Pixels) -> np.ndarray:
-    """OpenCV's blue, green and red: its SFace turns them round by itself."""
+    """Resizes an image and converts it to BGR, which SFace expects."""
     image = Image.fromarray(pixels)
     scale = _JUDGE_SIDE / max(image.size)
     size = [max(round(length * scale), 1) for length in image.size]
