@@ -122,7 +122,6 @@ def test_every_module_is_in_one_row():
     assert sum(map(len, LAYERS)) == len(there)
 
 
-@pytest.mark.xfail(strict=False, reason="data/ is moving")
 def test_no_circle_anywhere():
     """Not inside a folder either, nor by imports inside functions."""
     graph = {name: own_imports(name) for name in MODULES}
