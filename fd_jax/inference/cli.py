@@ -180,7 +180,7 @@ def sample(arguments: Arguments) -> int:
     pictures = [
         Picture(
             output=f"{number:04d}.png",
-            prompt=arguments.prompt,
+            prompt=arguments.prompt or "",
             negative_prompt=arguments.negative_prompt,
             references=tuple(references),
             seed=seed,

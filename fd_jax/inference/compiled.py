@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,10 +70,11 @@ class CompiledSampler:
         self.params = params
         self.mesh = mesh
         self._dtype = networks.dtype
-        rows = sharding.batched(mesh)
+        rows: Any = sharding.batched(mesh)
+        history: Any = NamedSharding(mesh, P(None, sharding.DATA_AXES))
         # One layout for every state, whether it is the first or returned by `_sample`: with two
         # layouts the sampler would be compiled twice.
-        state = SolverState(rows, rows, NamedSharding(mesh, P(None, sharding.DATA_AXES)))
+        state = SolverState(rows, rows, history)
         self._encode = jax.jit(partial(_encode, networks))
         self._embed = jax.jit(partial(_embed, networks))
         self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
@@ -155,15 +156,16 @@ class CompiledSampler:
 
 
 def _encode(networks: Networks, params: ModelParams, inputs: SamplingInputs) -> Contexts:
+    traced: Any = inputs  # arrays of JAX inside the jitted function
     return encode(
         networks.text_encoder.bind(params.text_encoder),
         networks.image_encoder.bind(params.image_encoder),
         networks.subject_fusion.bind(params.subject_fusion),
-        input_ids=inputs.input_ids,
-        null_ids=inputs.null_ids,
-        pixels=inputs.subject_pixels,
-        index=inputs.subject_token_index,
-        has_subject=inputs.has_subject,
+        input_ids=traced.input_ids,
+        null_ids=traced.null_ids,
+        pixels=traced.subject_pixels,
+        index=traced.subject_token_index,
+        has_subject=traced.has_subject,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -132,15 +132,15 @@ def join_samples(parts: Sequence[Samples], decode: Decode) -> Samples:
 
 def sampling_trace(trace: Trace, steps: Steps, count: int) -> SamplingTrace:
     """Returns the trace of a batch's first `count` rows, NaN where a model was not evaluated."""
-    trace = jax.tree.map(lambda column: column[:, :count], trace)
+    columns: Any = jax.tree.map(lambda column: column[:, :count], trace)
 
     def blank(saliency: np.ndarray, is_used: np.ndarray) -> np.ndarray:
         return np.where(is_used[:, None, None, None], saliency, np.nan)
 
     return SamplingTrace(
         steps,
-        blank(trace.tdm_saliency, np.asarray(steps.use_tdm)),
-        blank(trace.sdm_saliency, np.asarray(steps.use_sdm)),
-        trace.sdm_weight,
-        trace.x0,
+        blank(columns.tdm_saliency, np.asarray(steps.use_tdm)),
+        blank(columns.sdm_saliency, np.asarray(steps.use_sdm)),
+        columns.sdm_weight,
+        columns.x0,
     )

@@ -1,7 +1,7 @@
 """Solvers as data: tables of linear multistep rows that one scanned step executes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +74,7 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
     base = jnp.where(row.restart, state.x_prev, state.x)
     weights = row.history_weights
     # Written out: a contraction would run in bfloat16 on a TPU.
-    x = row.base_weight * base + weights[0] * p
+    x: Any = row.base_weight * base + weights[0] * p
     for k in range(3):
         x = x + weights[k + 1] * state.history[k]
     pushed = jnp.concatenate([p[None], state.history[:2]])
@@ -88,7 +88,7 @@ def v_to_eps(
 
     Appendix D of arXiv:2202.00512, with x = alpha * x_0 + sigma * eps.
     """
-    return row.alpha * v + row.sigma * x
+    return jnp.asarray(row.alpha * v + row.sigma * x)
 
 
 def predict_x0(
