@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Key, UInt32
 
 
 @contextlib.contextmanager
@@ -29,3 +30,12 @@ def pinned(dtype: DTypeLike) -> Iterator[None]:
         jax.default_matmul_precision(precision),
     ):
         yield
+
+
+def seed_key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
+    """Returns the threefry key of a seed in 0..2**32 - 1, whatever JAX's global settings are.
+
+    `jax.random.key` would add `jax_random_seed_offset` to the seed.
+    """
+    low = jnp.asarray(seed, jnp.uint32)
+    return jax.random.wrap_key_data(jnp.stack([jnp.zeros_like(low), low]), impl="threefry2x32")

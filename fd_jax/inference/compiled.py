@@ -15,7 +15,7 @@ from fd_jax.conditioning.encode import encode
 from fd_jax.images.pixels import to_unit
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks
-from fd_jax.numerics import pinned
+from fd_jax.numerics import pinned, seed_key
 from fd_jax.sampling.generate import Contexts, Trace, initial_noise, sample
 from fd_jax.sampling.guidance import as_eps, guided
 from fd_jax.sampling.noise_fusion import Smoothing
@@ -176,7 +176,7 @@ def _embed(networks: Networks, params: Params, pixels: Float[Array, "b h w 3"]) 
 def _start(
     seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"], *, height: int, width: int
 ) -> SolverState:
-    keys = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))
+    keys = jax.vmap(lambda seed, number: jax.random.fold_in(seed_key(seed), number))
     return init_state(initial_noise(keys(seeds, numbers), height, width))
 
 
