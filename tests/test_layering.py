@@ -39,6 +39,7 @@ TOUCH_FILES = (
     "training.latent_cache",
     "training.loop",
     "training.metrics",
+    "training.run_lock",
 )
 FILE_CALLS = {
     *("open", "read_bytes", "read_text", "write_bytes", "write_text", "mkdir", "makedirs"),
