@@ -78,19 +78,19 @@ def write_plan(models: Path, out: Path) -> None:
     """Writes what both do alike: the noise of each picture, the steps, the guidance."""
     import jax
 
-    from fd_jax.checkpoints.sources import bundle_sources, read_sizes
+    from fd_jax.checkpoints.weights import merge, open_weights
     from fd_jax.inference.prompt_file import read_prompt_file
     from fd_jax.sampling.generate import initial_noise
     from fd_jax.sampling.stages import SamplerConfig, make_steps
     from fd_jax.schedule import alphas_cumprod, final_alpha_cumprod
 
-    configs, schedule = read_sizes(bundle_sources(models))
+    architecture, schedule = merge([open_weights(models)])
     sampler = SamplerConfig()
     steps = make_steps(sampler, schedule)
     requests, _ = read_prompt_file(PROMPTS)
     # Picture 0 of the seed of each line.
     keys = [jax.random.fold_in(jax.random.key(request.seed), 0) for request in requests]
-    side = configs.unet.sample_size
+    side = architecture.unet.sample_size
     np.savez(
         out,
         noise=initial_noise(jax.numpy.stack(keys), side, side),
@@ -99,7 +99,7 @@ def write_plan(models: Path, out: Path) -> None:
         levels=np.append(alphas_cumprod(schedule)[steps.solver.t], final_alpha_cumprod(schedule)),
         prediction_type=schedule.prediction_type,
         guidance=sampler.guidance_scale,
-        subject_resolution=configs.image_encoder.image_size,
+        subject_resolution=architecture.image_encoder.image_size,
         evaluations=steps.num_evaluations,
     )
 

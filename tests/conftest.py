@@ -15,8 +15,8 @@ import pytest
 
 from fd_jax import FaceDiffuser, assets, sharding
 from fd_jax.checkpoints.bundle import bundle as write_bundle
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
 from fd_jax.networks import make_networks
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS
 from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 from tests.helpers.untrained import random_params, write_untrained

@@ -30,7 +30,7 @@ def test_a_written_unet_loads_and_runs_a_step(tmp_path):
     configs = Architecture()
     network = make_networks(configs, attention="by_head").unet
     written = random_params(network.abstract, 0, "unet")
-    write_folder("unet", tmp_path, written, configs.unet.to_json())
+    write_folder("unet", tmp_path, written, configs.unet)
     del written
     where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
     placement = Placement("float32", lambda path, shape: where)

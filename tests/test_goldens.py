@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from fd_jax import FaceDiffuser, sharding
-from fd_jax.checkpoints.diffusers import load_folder, read_configs
-from fd_jax.checkpoints.flat_file import SDM_PARTS, load_released
+from fd_jax.checkpoints.diffusers import load_folder
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.inference.inputs import make_inputs
 from fd_jax.networks import make_networks
+from tests.helpers.flat_files import SDM_PARTS, load_flat_file, read_configs
 from tests.helpers.released_weights import write_checkpoints
 
 pytestmark = pytest.mark.golden
@@ -42,7 +42,7 @@ class SDM:
         where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
         placement = Placement("float32", lambda path, shape: where)
         abstract = {key: getattr(self.networks, key).abstract for key in SDM_PARTS}
-        self.params, _ = load_released(
+        self.params, _ = load_flat_file(
             checkpoints["sdm"], SDM_PARTS, abstract, placement, wanted=list(SDM_PARTS)
         )
 

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from fd_jax.architecture import Architecture, ConfigError
-from fd_jax.checkpoints.diffusers import read_configs
 from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.subject_fusion import SubjectFusion
@@ -15,6 +14,7 @@ from fd_jax.models.unet import UNet
 from fd_jax.models.vae import VAE
 from fd_jax.networks import make_networks
 from fd_jax.ops.layers import num_params
+from tests.helpers.flat_files import read_configs
 from tests.helpers.modules import normal
 from tests.helpers.untrained import random_params
 

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from fd_jax import assets
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
 from fd_jax.images.pixels import to_uint8
 from fd_jax.images.png import read_settings
 from fd_jax.inference import cli
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import read_prompt_file
 from fd_jax.networks import make_networks
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS
 from tests.helpers.networks import TINY
 from tests.helpers.processes import start, together
 from tests.helpers.runs import write_run

@@ -1,46 +1,42 @@
-"""Writes what sampling needs of two training runs, once and small, into one folder.
+"""Writes what sampling needs of two training runs, in half precision, into one folder.
 
     python -m fd_jax.checkpoints.bundle SDM_RUN TDM_RUN OUT
 
-The averaged parameters of an SDM and of the TDM that it began as, which share text encoder and VAE:
+The EMA parameters of an SDM and of the TDM that it was initialized from, which share text encoder
+and VAE:
 
     OUT/sdm.safetensors   UNet, text encoder, image encoder and subject fusion, named as released
     OUT/tdm.safetensors   UNet
     OUT/base              VAE, and the configs of a Stable Diffusion of diffusers
     OUT/clip              config of the image encoder
 
-`FaceDiffuser.from_pretrained` reads them as sdm, tdm, base and image_encoder. The tokenizer is
-CLIP's own, which the package holds. OUT/README.md and OUT/prompts.jsonl stay as they are.
+`open_weights(OUT)` reads it. The tokenizer is CLIP's own, which the package holds. OUT/README.md
+and OUT/prompts.jsonl stay as they are.
 """
 
-import argparse
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
+import tyro
 
+from fd_jax import cli
 from fd_jax.architecture import Architecture
-from fd_jax.checkpoints.diffusers import write_folder
+from fd_jax.checkpoints.diffusers import write_config, write_folder, write_schedule
 from fd_jax.checkpoints.errors import abbreviate, file_errors
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, write_released
-from fd_jax.checkpoints.run.model_json import is_run, read_model
-from fd_jax.checkpoints.sources import Sources, bundle_sources, check_same, read_sizes
-from fd_jax.checkpoints.writing import (
-    DTYPES,
-    cast,
-    named_dtype,
-    read_float32,
-)
-from fd_jax.errors import CheckpointError, InputError
-from fd_jax.files import atomic_folder, check_replaceable, write_json
+from fd_jax.checkpoints.export import DtypeName, cast, load_float32, named_dtype, open_run
+from fd_jax.checkpoints.flat_file import write_flat_file
+from fd_jax.checkpoints.weights import BUNDLED, merge
+from fd_jax.errors import CheckpointError
+from fd_jax.files import atomic_folder, check_replaceable, local_path
 from fd_jax.params import flat
-from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
 
 _SHARED = ("text_encoder", "vae")
-_WRITTEN = {path.name for path in bundle_sources("")}
+_WRITTEN = {*BUNDLED.values(), "base", "clip"}
 _KEPT = ("README.md", "prompts.jsonl")
 
 
@@ -52,57 +48,52 @@ def bundle(
     dtype: str = "float16",
     overwrite: bool = False,
 ) -> None:
-    """Writes the bundle, whole or not at all.
+    """Bundles two runs, all files or none.
 
     Args:
         sdm: Folder of the SDM's run.
         tdm: Folder of the TDM's run.
         out: Folder to write.
-        dtype: Key of `DTYPES`, of all parameters.
+        dtype: Dtype of all parameters.
         overwrite: Whether to replace an earlier bundle.
 
     Raises:
-        InputError: A run cannot be read or is of the other kind, the two are of different
-            architectures or schedules, or do not share text encoder and VAE; or the folder cannot
-            be written.
+        InputError: A run cannot be read or is of another task, the two differ in architecture or
+            schedule, or do not share text encoder and VAE; or the folder cannot be written.
     """
-    out = Path(out).absolute()
-    kind = named_dtype(dtype)
+    out = local_path(out).absolute()
+    numpy_dtype = named_dtype(dtype)
     check_replaceable(out, _WRITTEN, overwrite=overwrite, kept=_KEPT)
-    for run in (sdm, tdm):
-        if not is_run(run):
-            raise CheckpointError(f"{run} is no folder of a training run, expected one")
-    configs, schedule = read_sizes(Sources(sdm, tdm))
-    scenes_configs = read_model(tdm).configs
-    found, expected = (
-        {part: getattr(each, part) for part in _SHARED} for each in (scenes_configs, configs)
-    )
-    check_same(tdm, found, expected)
+    runs = open_run(sdm, task="sdm"), open_run(tdm, task="tdm")
+    architecture, schedule = merge(runs, needed=Architecture._fields)
 
-    persons, scenes = read_float32(sdm), read_float32(tdm)
-    _check_shared(sdm, tdm, persons, scenes)
-    persons = {part: cast(params, kind, part) for part, params in persons.items()}
-    scenes_unet = {"unet": cast(scenes["unet"], kind, "unet")}
+    sdm_params, tdm_params = (load_float32(run) for run in runs)
+    _check_shared(sdm, tdm, sdm_params, tdm_params)
+    sdm_params = {part: cast(params, numpy_dtype, part) for part, params in sdm_params.items()}
+    vae = sdm_params.pop("vae")
+    tdm_unet = cast(tdm_params["unet"], numpy_dtype, "unet")
     with (
         file_errors(f"{out}: cannot write the folder"),
         atomic_folder(out, kept=_KEPT) as new,
     ):
-        places = bundle_sources(new)
-        _write_configs(places, configs, schedule)
-        write_folder("vae", places.base / "vae", persons["vae"], configs.vae.to_json())
-        parts = {name: part for name, part in SDM_PARTS.items() if name != "vae"}
-        write_released(places.sdm, parts, persons)
-        write_released(places.tdm, {"unet": TDM_PARTS["unet"]}, scenes_unet)
+        base = new / "base"
+        for part in ("unet", "text_encoder"):
+            write_config(part, base / part, getattr(architecture, part))
+        write_schedule(base / "scheduler", schedule)
+        write_config("image_encoder", new / "clip", architecture.image_encoder)
+        write_folder("vae", base / "vae", vae, architecture.vae)
+        write_flat_file(new / BUNDLED["sdm"], sdm_params)
+        write_flat_file(new / BUNDLED["tdm"], {"unet": tdm_unet})
 
 
 def _check_shared(
     sdm: str | os.PathLike,
     tdm: str | os.PathLike,
-    persons: dict[str, Params],
-    scenes: dict[str, Params],
+    sdm_params: Mapping[str, Params],
+    tdm_params: Mapping[str, Params],
 ) -> None:
     for part in _SHARED:
-        leaves, expected = flat({part: scenes[part]}), flat({part: persons[part]})
+        leaves, expected = flat({part: tdm_params[part]}), flat({part: sdm_params[part]})
         changed = [
             name
             for name in sorted(leaves.keys() | expected.keys())
@@ -111,41 +102,37 @@ def _check_shared(
         if changed:
             raise CheckpointError(
                 f"{tdm} and {sdm} do not share their {part}: {abbreviate(changed, 3)} differ, "
-                "expected equal parameters, as of an SDM that began as this TDM and left them alone"
+                "expected an SDM that was initialized from this TDM and left them frozen"
             )
 
 
-def _write_configs(places: Sources, configs: Architecture, schedule: ScheduleConfig) -> None:
-    """Writes the sizes of what lies in the flat files, and the schedule."""
-    base = Path(places.base)
-    for part in ("unet", "text_encoder"):
-        write_json(base / part / "config.json", getattr(configs, part).to_json())
-    write_json(base / "scheduler" / "scheduler_config.json", schedule.to_json())
-    write_json(Path(places.image_encoder, "config.json"), configs.image_encoder.to_json())
+def _command(
+    sdm: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SDM_RUN")],
+    tdm: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TDM_RUN")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    /,
+    dtype: DtypeName = "float16",
+    overwrite: bool = False,
+) -> None:
+    """Bundles two runs.
+
+    Args:
+        sdm: Folder of the SDM's training run.
+        tdm: Folder of the TDM's training run.
+        out: Folder to write.
+        dtype: Dtype of all parameters.
+        overwrite: Replace an earlier bundle.
+    """
+    # Nothing is computed, and an accelerator may be busy with the training itself.
+    jax.config.update("jax_platforms", "cpu")
+    bundle(sdm, tdm, out, dtype=dtype, overwrite=overwrite)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"wrote {out}: {size / 1e6:.1f} MB")
 
 
 def main() -> None:
-    """Writes the bundle that the command line asks for."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("sdm", metavar="SDM_RUN", help="folder of the SDM's training run")
-    parser.add_argument("tdm", metavar="TDM_RUN", help="folder of the TDM's training run")
-    parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier bundle")
-    arguments = parser.parse_args()
-    # Nothing is computed, and an accelerator may be busy with the training itself.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        bundle(
-            *(arguments.sdm, arguments.tdm, arguments.out),
-            dtype=arguments.dtype,
-            overwrite=arguments.overwrite,
-        )
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    size = sum(path.stat().st_size for path in Path(arguments.out).rglob("*") if path.is_file())
-    print(f"wrote {arguments.out}: {size / 1e6:.1f} MB")
+    """Runs the command line."""
+    cli.run(_command, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -144,38 +144,46 @@ def load_folder(
     return names.load(found[kind], abstract, placement, str(path)), buffers
 
 
-def write_folder(
-    kind: str, folder: str | os.PathLike, params: Params, config: Mapping[str, Any]
-) -> None:
-    """Writes what `load_folder`, diffusers and transformers read. Raises CheckpointError."""
-    stem, part = KINDS[kind]
+def write_config(part: str, folder: Path, config: Any) -> None:
+    """Writes the config of a network to its folder. Raises CheckpointError."""
+    write_json(folder / "config.json", config.to_json())
+
+
+def write_schedule(folder: Path, schedule: ScheduleConfig) -> None:
+    """Writes a noise schedule to the folder of a scheduler. Raises CheckpointError."""
+    write_json(folder / "scheduler_config.json", schedule.to_json())
+
+
+def write_folder(part: str, folder: str | os.PathLike, params: Params, config: Any) -> None:
+    """Writes a network for `load_folder`, diffusers and transformers. Raises CheckpointError."""
+    stem, layout = KINDS[part]
     folder = Path(folder)
-    write_json(folder / "config.json", config)
-    tensors = dict(names.export(params, part))
+    write_config(part, folder, config)
+    tensors = dict(names.export(params, layout))
     write_safetensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
 
 
 def write_stable_diffusion(
     folder: str | os.PathLike,
     params: Mapping[str, Params],
-    configs: Architecture,
+    architecture: Mapping[str, Any],
     schedule: ScheduleConfig,
 ) -> None:
-    """Writes what `read_configs`, `load_folder` and diffusers' pipeline read.
+    """Writes UNet, VAE, text encoder, scheduler and CLIP's tokenizer for diffusers.
 
     Args:
-        folder: To be written: UNet, VAE, text encoder, scheduler and CLIP's tokenizer.
-        params: By part.
-        configs: Sizes.
+        folder: Folder to write.
+        params: Parameters by network.
+        architecture: Configs by network.
         schedule: Noise schedule.
 
     Raises:
         CheckpointError: A file cannot be written.
     """
     folder = Path(folder)
-    for kind in ("unet", "vae", "text_encoder"):
-        write_folder(kind, folder / kind, params[kind], getattr(configs, kind).to_json())
-    write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_json())
+    for part in ("unet", "vae", "text_encoder"):
+        write_folder(part, folder / part, params[part], architecture[part])
+    write_schedule(folder / "scheduler", schedule)
     write_json(folder / "model_index.json", _MODEL_INDEX)
     with file_errors(f"{folder}: cannot write the tokenizer"):
         shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)

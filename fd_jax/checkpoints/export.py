@@ -1,39 +1,37 @@
 """Writes the model of a training run in the formats of PyTorch, diffusers and transformers.
 
-    python -m fd_jax.checkpoints.export RUN OUT
-
 OUT/pytorch_model.bin (or OUT/model.safetensors) is a flat file as the released training saves it,
-for the released code and for `sample.py --sdm OUT`; OUT/diffusers a Stable Diffusion that diffusers
-reads, and OUT/clip, of an SDM, the image encoder for transformers. Of a run that trained a part
-alone there is nothing but OUT/vae, for diffusers, or OUT/clip.
+for the released code and for `--sdm OUT` of the sampler. OUT/diffusers is a Stable Diffusion for
+diffusers. OUT/clip is an SDM's image encoder for transformers. A run that trains a single network
+is exported to OUT/vae, for diffusers, or to OUT/clip alone.
 """
 
-import argparse
 import os
-import sys
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
+import ml_dtypes
+import numpy as np
+import tyro
 
+from fd_jax import cli
 from fd_jax.checkpoints.diffusers import write_folder, write_stable_diffusion
 from fd_jax.checkpoints.errors import file_errors
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, position_ids, released_tensors
-from fd_jax.checkpoints.run.model_json import ALONE, RunModel, read_model
+from fd_jax.checkpoints.flat_file import flat_tensors, position_ids
+from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import write_safetensors
 from fd_jax.checkpoints.torch.writer import write_torch
-from fd_jax.checkpoints.writing import (
-    DTYPES,
-    cast,
-    named_dtype,
-    read_float32,
-)
-from fd_jax.errors import CheckpointError, InputError
-from fd_jax.files import atomic_folder, check_replaceable
+from fd_jax.checkpoints.weights import Weights, open_weights
+from fd_jax.errors import CheckpointError
+from fd_jax.files import atomic_folder, check_replaceable, local_path
+from fd_jax.params import flat, nested
 from fd_jax.types import Params
 
 Format = Literal["bin", "safetensors"]
+DtypeName = Literal["float32", "float16", "bfloat16"]
 _FLAT = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
 _WRITTEN = {*_FLAT.values(), "diffusers", "clip", "vae"}
 
@@ -45,81 +43,122 @@ def export(
     ema: bool = True,
     step: int | None = None,
     dtype: str = "float32",
-    flat_format: Format | str = "bin",
+    flat_format: str = "bin",
     overwrite: bool = False,
 ) -> None:
-    """Writes the model of a run, whole or not at all.
+    """Exports the model of a run, all files or none.
 
     Args:
         run: Folder of the run.
         out: Folder to write.
-        ema: Whether to write averaged parameters, if the run keeps them.
-        step: Of which checkpoint; by default the newest.
-        dtype: Key of `DTYPES`, of all parameters.
-        flat_format: Of the flat file, if there is one: `bin` for PyTorch, or `safetensors`.
+        ema: Whether to export EMA parameters, if the run keeps them.
+        step: Step of the checkpoint; by default the newest.
+        dtype: Dtype of all parameters: float32, float16 or bfloat16.
+        flat_format: Format of the flat file: `bin` for PyTorch, or `safetensors`.
         overwrite: Whether to replace an earlier export.
 
     Raises:
         InputError: The run cannot be read, or the folder not written.
     """
-    out = Path(out).absolute()
-    kind = named_dtype(dtype)
+    out = local_path(out).absolute()
+    numpy_dtype = named_dtype(dtype)
     if flat_format not in get_args(Format):
         raise CheckpointError(f"format is {flat_format!r}, expected one of {get_args(Format)}")
     check_replaceable(out, _WRITTEN, overwrite=overwrite)
-    model = read_model(run)
-    params = read_float32(run, ema=ema, step=step)
-    params = {part: cast(leaves, kind, part) for part, leaves in params.items()}
+    model = open_run(run, ema=ema, step=step)
+    params = load_float32(model)
+    params = {part: cast(params[part], numpy_dtype, part) for part in params}
     with file_errors(f"{out}: cannot write the folder"), atomic_folder(out) as new:
-        if model.kind not in ALONE:
-            _write_whole(new, model, params, flat_format)
-        for part, name in (("vae", "vae"), ("image_encoder", "clip")):
-            if ALONE.get(model.kind) == part or (model.kind == "sdm" and name == "clip"):
-                config = getattr(model.configs, part).to_json()
-                write_folder(part, new / name, params[part], config)
+        if "unet" in params:
+            _write_flat_file(new / _FLAT[flat_format], model, params, flat_format)
+            write_stable_diffusion(new / "diffusers", params, model.architecture, model.schedule)
+        elif "vae" in params:
+            write_folder("vae", new / "vae", params["vae"], model.architecture["vae"])
+        if "image_encoder" in params:
+            clip = params["image_encoder"], model.architecture["image_encoder"]
+            write_folder("image_encoder", new / "clip", *clip)
 
 
-def _write_whole(
-    new: Path, model: RunModel, params: dict[str, Params], flat_format: Format | str
+def open_run(
+    run: str | os.PathLike, *, task: str | None = None, ema: bool = True, step: int | None = None
+) -> Weights:
+    """Opens the folder of a training run, see `open_weights`; refuses any other checkpoint."""
+    opened = open_weights(run, task=task, ema=ema, step=step)
+    if opened.task is None:
+        raise CheckpointError(f"{run} is no folder of a training run, expected one")
+    return opened
+
+
+def load_float32(run: Weights) -> dict[str, Params]:
+    """Loads all networks of a run onto one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placement = Placement(np.float32, lambda path, shape: device)
+    return run.load(run.parts, placement).params
+
+
+def named_dtype(name: str) -> np.dtype:
+    """Returns the NumPy dtype of a name. Raises CheckpointError."""
+    if name not in get_args(DtypeName):
+        raise CheckpointError(f"dtype is {name!r}, expected one of {get_args(DtypeName)}")
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def cast(params: Params, dtype: np.dtype, part: str) -> Params:
+    """Returns the parameters of a network in another dtype.
+
+    Raises:
+        CheckpointError: A value is not finite in that dtype.
+    """
+    leaves = {}
+    for path, leaf in flat(params).items():
+        with np.errstate(over="ignore"):
+            leaves[path] = np.asarray(leaf).astype(dtype)
+        if not np.isfinite(leaves[path]).all():
+            raise CheckpointError(f"{part}/{path} has values that are not finite in {dtype}")
+    return nested(leaves)
+
+
+def _write_flat_file(
+    path: Path, model: Weights, params: Mapping[str, Params], flat_format: str
 ) -> None:
-    """Writes a TDM or an SDM: the flat file, and the folder of diffusers."""
-    parts = SDM_PARTS if model.kind == "sdm" else TDM_PARTS
-    path = new / _FLAT[flat_format]
-    tensors = chain(released_tensors(parts, params), position_ids(parts, model.configs))
+    tensors = chain(flat_tensors(params), position_ids(model.architecture))
     if flat_format == "bin":
         write_torch(path, tensors)
     else:
         write_safetensors(path, dict(tensors), {"format": "pt"})
-    write_stable_diffusion(new / "diffusers", params, model.configs, model.schedule)
+
+
+def _command(
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    /,
+    raw: bool = False,
+    step: int | None = None,
+    dtype: DtypeName = "float32",
+    format: Format = "bin",
+    overwrite: bool = False,
+) -> None:
+    """Exports a run.
+
+    Args:
+        run: Folder of a training run.
+        out: Folder to write.
+        raw: Export the raw parameters instead of the EMA parameters.
+        step: Step of the checkpoint (default: the newest).
+        dtype: Dtype of all parameters.
+        format: Format of the flat file.
+        overwrite: Replace an earlier export.
+    """
+    # Nothing is computed, and an accelerator may be busy with the training itself.
+    jax.config.update("jax_platforms", "cpu")
+    options = {"ema": not raw, "step": step, "dtype": dtype, "overwrite": overwrite}
+    export(run, out, flat_format=format, **options)
+    print(f"wrote {out}")
 
 
 def main() -> None:
-    """Exports what the command line asks for."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a training run")
-    parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--raw", action="store_true", help="not the averaged parameters")
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--format", choices=_FLAT, default="bin", help="of the flat file")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    arguments = parser.parse_args()
-    # Nothing is computed, and an accelerator may be busy with the training itself.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        export(
-            arguments.run,
-            arguments.out,
-            ema=not arguments.raw,
-            step=arguments.step,
-            dtype=arguments.dtype,
-            flat_format=arguments.format,
-            overwrite=arguments.overwrite,
-        )
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+    """Runs the command line of `fd-export`."""
+    cli.run(_command, description=__doc__, prog="fd-export")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
 from fd_jax.checkpoints.torch.files import (
@@ -20,17 +19,14 @@ from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.checkpoints.torch.names import Part
 from fd_jax.types import Params
 
-TDM_PARTS = {
+# Names of each network's tensors, in the order in which the released files hold them.
+PARTS = {
     "text_encoder": Part(names.TEXT_ENCODER, "text_encoder."),
     "vae": Part(names.VAE, "vae."),
     "unet": Part(names.UNET, "unet."),
-}
-SDM_PARTS = {
-    **TDM_PARTS,
     "image_encoder": Part(names.IMAGE_ENCODER, "image_encoder."),
     "subject_fusion": Part(names.SUBJECT_FUSION, "postfuse_module."),
 }
-
 _STEM = "model"  # of the file's name, see `find_weights`
 
 
@@ -43,11 +39,11 @@ class FlatFile(NamedTuple):
     @property
     def parts(self) -> tuple[str, ...]:
         """Networks that it holds at least one tensor of."""
-        return tuple(part for part in SDM_PARTS if self.holds(part))
+        return tuple(part for part in PARTS if self.holds(part))
 
     def holds(self, part: str) -> bool:
         """Whether there is a tensor of a network."""
-        prefix = SDM_PARTS[part].prefix
+        prefix = PARTS[part].prefix
         return any(name.startswith(prefix) for name in self.tensors)
 
 
@@ -92,7 +88,7 @@ def load_parts(
     """
     expected = {
         part: layout
-        for part, layout in SDM_PARTS.items()
+        for part, layout in PARTS.items()
         if part in wanted or (part in abstract and opened.holds(part))
     }
     where = str(opened.path)
@@ -101,49 +97,31 @@ def load_parts(
     return loaded, ignored
 
 
-def parts_in(path: str | os.PathLike) -> list[str]:
-    """Returns which parts a flat checkpoint holds. Raises CheckpointError."""
-    return list(open_flat_file(path).parts)
+def write_flat_file(path: str | os.PathLike, params: Mapping[str, Params]) -> None:
+    """Writes networks to a safetensors file, named as released. Raises CheckpointError."""
+    write_safetensors(path, dict(flat_tensors(params)), {"format": "pt"})
 
 
-def load_released(
-    path: str | os.PathLike,
-    parts: Mapping[str, Part],
-    abstract: Mapping[str, Params],
-    placement: Placement,
-    *,
-    wanted: Collection[str],
-) -> tuple[dict[str, Params], list[str]]:
-    """Loads networks of a flat checkpoint, which may hold those of `parts`."""
-    shapes = {part: abstract[part] for part in parts}
-    return load_parts(open_flat_file(path), wanted, shapes, placement)
+def flat_tensors(params: Mapping[str, Params]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields names and data of the networks' tensors, as they are released."""
+    for part, layout in PARTS.items():
+        if part in params:
+            yield from names.export(params[part], layout)
 
 
-def write_released(
-    path: str | os.PathLike, parts: Mapping[str, Part], params: Mapping[str, Params]
-) -> None:
-    """Writes all parts to a safetensors file, named as released. Raises CheckpointError."""
-    write_safetensors(path, dict(released_tensors(parts, params)), {"format": "pt"})
+def position_ids(architecture: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the buffers that the released code expects beside the parameters.
+
+    Args:
+        architecture: Configs of the networks that the file holds.
+    """
+    if "text_encoder" in architecture:
+        yield from _position_ids("text_encoder.", architecture["text_encoder"].max_length)
+    if "image_encoder" in architecture:
+        vision = architecture["image_encoder"]
+        length = 1 + (vision.image_size // vision.patch_size) ** 2
+        yield from _position_ids("image_encoder.vision_model.", length)
 
 
-def released_tensors(
-    parts: Mapping[str, Part], params: Mapping[str, Params]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields names and data of all parts, as they are released."""
-    for key, part in parts.items():
-        yield from names.export(params[key], part)
-
-
-def position_ids(parts: Collection[str], configs: Architecture) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the buffers that the released code expects in its files beside the parameters."""
-    vision = configs.image_encoder
-    lengths = {
-        "text_encoder": ("embeddings", configs.text_encoder.max_length),
-        "image_encoder": (
-            "vision_model.embeddings",
-            1 + (vision.image_size // vision.patch_size) ** 2,
-        ),
-    }
-    for key, (module, length) in lengths.items():
-        if key in parts:
-            yield f"{key}.{module}.position_ids", np.arange(length, dtype=np.int64)[None]
+def _position_ids(prefix: str, length: int) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{prefix}embeddings.position_ids", np.arange(length, dtype=np.int64)[None]

@@ -18,7 +18,7 @@ from fd_jax.checkpoints import diffusers, flat_file
 from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run.manager import read_params
-from fd_jax.checkpoints.run.model_json import ALONE, is_run, read_model
+from fd_jax.checkpoints.run.model_json import is_run, read_model
 from fd_jax.config import differences, to_json
 from fd_jax.errors import CheckpointError
 from fd_jax.schedule import ScheduleConfig
@@ -31,7 +31,7 @@ _EXPECTED = (
 # Networks in the folder of a Stable Diffusion, each in a folder of its own name.
 _COMPONENTS = ("unet", "vae", "text_encoder")
 # Models of a bundle, by the task that trained them.
-_BUNDLED = {"sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}
+BUNDLED = {"sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}
 
 
 class LoadedParams(NamedTuple):
@@ -46,7 +46,7 @@ class LoadedParams(NamedTuple):
     ignored_tensors: list[str]
 
 
-_Load = Callable[[Collection[str], Placement, Mapping[str, Params]], LoadedParams]
+_Load = Callable[[Collection[str], Placement, Any], LoadedParams]
 
 
 def _holds_nothing(parts: Collection[str], *_: object) -> LoadedParams:
@@ -79,7 +79,10 @@ class Weights:
     _load: _Load = dataclasses.field(default=_holds_nothing, repr=False)
 
     def load(
-        self, parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
+        self,
+        parts: Collection[str],
+        placement: Placement,
+        abstract: Mapping[str, Params] | None = None,
     ) -> LoadedParams:
         """Loads the parameters of some networks.
 
@@ -87,11 +90,14 @@ class Weights:
             parts: Networks to load.
             placement: Dtype and sharding of the parameters.
             abstract: Shapes of all networks that may be stored. A flat file that holds others is
-                refused, so that an SDM is not taken for a TDM.
+                refused, so that an SDM is not taken for a TDM. Only a training run can be loaded
+                without, as it names its arrays as the networks do.
 
         Raises:
             CheckpointError: Weights are missing, damaged, or of another architecture.
         """
+        if abstract is None and self.task is None:
+            raise ValueError(f"{self.path} is no training run, expected the shapes of its networks")
         return self._load(parts, placement, abstract)
 
 
@@ -124,7 +130,7 @@ def open_weights(
         return _open_flat_file(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist, expected {_EXPECTED}")
-    if any((path / name).is_file() for name in _BUNDLED.values()) and (path / "base").is_dir():
+    if any((path / name).is_file() for name in BUNDLED.values()) and (path / "base").is_dir():
         return _open_bundle(path, "sdm" if task is None else task)
     if (path / "model_index.json").is_file() or _components(path):
         return _open_pipeline(path)
@@ -139,28 +145,24 @@ def open_weights(
 
 def _open_run(path: Path, task: str | None, *, ema: bool, step: int | None) -> Weights:
     model = read_model(path)
-    if task not in (None, model.kind):
-        raise CheckpointError(f"{path} trains a {model.kind}, expected a run that trains a {task}")
+    if task not in (None, model.task):
+        raise CheckpointError(f"{path} trains a {model.task}, expected a run that trains a {task}")
 
     def load(
-        parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
+        parts: Collection[str], placement: Placement, abstract: Mapping[str, Params] | None
     ) -> LoadedParams:
         found = read_params(
             path, placement=placement, ema=ema, step=step, wanted=parts, abstract=abstract
         )
         return LoadedParams(found, [])
 
-    alone = model.kind in ALONE
-    parts = {"sdm": flat_file.SDM_PARTS, "tdm": flat_file.TDM_PARTS}.get(model.kind)
-    parts = (ALONE[model.kind],) if alone else tuple(parts)
-    configs = model.configs._asdict()
     return Weights(
         path=path,
-        parts=parts,
-        architecture={part: config for part, config in configs.items() if part in parts},
-        schedule=None if alone else model.schedule,
+        parts=model.parts,
+        architecture=model.architecture,
+        schedule=model.schedule,
         tokenizer=_tokenizer(path),
-        task=model.kind,
+        task=model.task,
         _load=load,
     )
 
@@ -224,10 +226,10 @@ def _load_folders(
 
 
 def _open_bundle(path: Path, task: str) -> Weights:
-    if task not in _BUNDLED:
+    if task not in BUNDLED:
         raise CheckpointError(f"{path} holds an SDM and a TDM, expected a run that trains a {task}")
     base, clip = _open_pipeline(path / "base"), _open_model(path / "clip")
-    model = _open_flat_file(path / _BUNDLED[task])
+    model = _open_flat_file(path / BUNDLED[task])
 
     def load(
         parts: Collection[str], placement: Placement, abstract: Mapping[str, Params]
@@ -306,8 +308,9 @@ def merge(
             _check_same(source, first, name, config, found.setdefault(name, config), may_differ)
     missing = [name for name in (*needed, "scheduler") if name not in found]
     if missing:
-        given = " and ".join(str(source.path) for source in sources) or "nothing"
-        raise CheckpointError(f"{given} gives no config of {missing}, expected {expected}")
+        given = f"{' and '.join(str(source.path) for source in sources)} give no"
+        given = given if sources else "there is no"
+        raise CheckpointError(f"{given} config of {missing}, expected {expected}")
     schedule = found.pop("scheduler")
     if "image_encoder" not in found:
         found["image_encoder"] = CLIPVisionConfig(projection_dim=found["text_encoder"].hidden_size)

@@ -40,7 +40,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fd_jax import assets, distributed
-from fd_jax.checkpoints.sources import find_sources
 from fd_jax.cli import run
 from fd_jax.config import Config, Range
 from fd_jax.data.photographs import photographs_in
@@ -49,6 +48,7 @@ from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
 from fd_jax.inference.inputs import MAX_SEED
 from fd_jax.inference.pipeline import FaceDiffuser
+from fd_jax.inference.sources import check_sources
 from fd_jax.inference.validation import unused_options
 from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter, warn
 
@@ -108,7 +108,7 @@ class Arguments(Config):
         super().__post_init__()
         if self.seed != "random":
             self.require("seed", 0, MAX_SEED)
-        find_sources(self.sdm, self.tdm, self.base, self.image_encoder)
+        check_sources(self.sdm, self.tdm, self.base, self.image_encoder)
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("expected either --prompt or --prompt-file, not both")
         if self.prompt is None and self.file is None:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import jax
@@ -15,10 +14,8 @@ from tqdm import tqdm
 
 from fd_jax import sharding
 from fd_jax.architecture import Architecture
-from fd_jax.assets import TOKENIZER
-from fd_jax.checkpoints.flat_file import SDM_PARTS
 from fd_jax.checkpoints.placement import Placement
-from fd_jax.checkpoints.sources import find_sources, load_models, read_sizes
+from fd_jax.checkpoints.weights import find_tokenizer, merge
 from fd_jax.data.captions import Tokenizer, load_tokenizer
 from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
@@ -26,6 +23,7 @@ from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
 from fd_jax.inference.inputs import MAX_SEED, ImageKey, SamplingInputs, make_inputs
 from fd_jax.inference.samples import Samples, join_samples, sampling_trace
+from fd_jax.inference.sources import load_models, open_sources
 from fd_jax.networks import Networks, make_networks
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import as_dtype
@@ -107,24 +105,24 @@ class FaceDiffuser:
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute_dtype = as_dtype(dtype)
-        sources = find_sources(sdm, tdm, base, image_encoder)
-        architecture, schedule = read_sizes(sources)
-        own = None if sources.base is None else Path(sources.base, "tokenizer")
-        tokenizer = load_tokenizer(TOKENIZER if own is None or not own.exists() else own)
+        sources = open_sources(sdm, tdm, base, image_encoder)
+        architecture, schedule = merge(sources.given(), needed=Architecture._fields)
+        tokenizer = load_tokenizer(find_tokenizer(sources.given()))
         mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
         networks = make_networks(architecture, dtype=compute_dtype, attention=attention)
-        abstract = {key: getattr(networks, key).abstract for key in SDM_PARTS}
-        where = sharding.replicated(mesh)
+        parts = networks._asdict().items()
+        abstract = {part: network.abstract for part, network in parts if part != "dtype"}
+        replicated = sharding.replicated(mesh)
         with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
-            placement = Placement(compute_dtype, lambda path, shape: where, bar.update)
-            sdm_params, tdm_unet, vae, ignored = load_models(sources, abstract, placement)
+            placement = Placement(compute_dtype, lambda path, shape: replicated, bar.update)
+            sdm_params, tdm_params, ignored = load_models(sources, abstract, placement)
         params = ModelParams(
             text_encoder=sdm_params["text_encoder"],
             image_encoder=sdm_params["image_encoder"],
             subject_fusion=sdm_params["subject_fusion"],
             sdm=sdm_params["unet"],
-            tdm=tdm_unet,
-            vae=vae,
+            tdm=tdm_params["unet"],
+            vae=sdm_params["vae"],
         )
         return cls(networks, params, tokenizer, architecture, schedule, mesh, ignored)
 

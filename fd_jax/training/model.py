@@ -84,7 +84,13 @@ class Model:
                     print(f"{part} begins with {source}")
             frozen = {path: found[path] for path in frozen_paths}
             manager.save_frozen(workdir, frozen)
-            write_model(workdir, RunModel(config.objective.kind, *self.sizes))
+            model = RunModel(
+                task=config.objective.kind,
+                parts=self.parts,
+                architecture=self.sizes.configs._asdict(),
+                schedule=self.sizes.schedule,
+            )
+            write_model(workdir, model)
             layout = sharding.shardings(shapes, self.mesh)
             state = jax.jit(make, out_shardings=layout)({path: found[path] for path in trained})
             meta = None

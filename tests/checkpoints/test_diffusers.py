@@ -7,7 +7,7 @@ import pytest
 
 from fd_jax import sharding
 from fd_jax.architecture import ConfigError
-from fd_jax.checkpoints.diffusers import KINDS, load_folder, read_configs, write_folder
+from fd_jax.checkpoints.diffusers import KINDS, load_folder, write_folder
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.checkpoints.torch.names import flatten
@@ -15,6 +15,7 @@ from fd_jax.errors import CheckpointError
 from fd_jax.files import read_json, write_json
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
+from tests.helpers.flat_files import read_configs
 
 FORMATS = ("safetensors", "safetensors shards", "bin", "bin shards")
 
@@ -68,7 +69,7 @@ def test_what_is_written_is_read(kind, dtype, folders, networks, configs, tmp_pa
     assert left == []
 
     config = getattr(configs, kind)
-    write_folder(kind, tmp_path / "new" / kind, params, config.to_json())
+    write_folder(kind, tmp_path / "new" / kind, params, config)
 
     assert_same(load(kind, tmp_path / "new" / kind, networks, dtype)[0], params)
     assert type(config).from_json(read_json(tmp_path / "new" / kind / "config.json")) == config

@@ -12,8 +12,8 @@ from fd_jax.architecture import (
     UNetConfig,
     VAEConfig,
 )
-from fd_jax.checkpoints.diffusers import KINDS, read_configs
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, load_released, write_released
+from fd_jax.checkpoints.diffusers import KINDS
+from fd_jax.checkpoints.flat_file import write_flat_file
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
@@ -21,6 +21,7 @@ from fd_jax.checkpoints.torch.names import flatten
 from fd_jax.errors import CheckpointError
 from fd_jax.files import read_json, write_json
 from fd_jax.networks import make_networks
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS, load_flat_file, read_configs
 
 PARTS = {"sdm": SDM_PARTS, "tdm": TDM_PARTS}
 BUFFERS = {
@@ -42,7 +43,7 @@ def place(dtype="float32", **options):
 
 def load(path, name, abstract, wanted=None, **options):
     wanted = list(PARTS[name] if wanted is None else wanted)
-    return load_released(path, PARTS[name], abstract, place(**options), wanted=wanted)
+    return load_flat_file(path, PARTS[name], abstract, place(**options), wanted=wanted)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_what_is_written_is_read(name, dtype, checkpoints, abstract, tmp_path):
     assert loaded.keys() == PARTS[name].keys()
     assert left == []
 
-    write_released(tmp_path / "x.safetensors", PARTS[name], loaded)
+    write_flat_file(tmp_path / "x.safetensors", loaded)
 
     assert_same(load(tmp_path / "x.safetensors", name, abstract, dtype=dtype)[0], loaded)
     dtypes = {tensor.dtype.name for tensor in open_tensors(tmp_path / "x.safetensors").values()}

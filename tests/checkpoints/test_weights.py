@@ -181,10 +181,10 @@ def test_configs_are_merged(layouts, pair):
 
 def test_missing_configs_are_named(layouts):
     flat_file, base = (open_weights(layouts[layout][0]) for layout in ("flat file", "diffusers"))
-    message = r"pytorch_model.bin gives no config of \['unet', .*'scheduler'\], expected a base"
+    message = r"pytorch_model.bin give no config of \['unet', .*'scheduler'\], expected a base"
     with pytest.raises(CheckpointError, match=message):
         merge([flat_file], expected="a base")
-    with pytest.raises(CheckpointError, match=r"diffusers gives no config of \['image_encoder'\]"):
+    with pytest.raises(CheckpointError, match=r"diffusers give no config of \['image_encoder'\]"):
         merge([flat_file, base], needed=("image_encoder",))
     with pytest.raises(CheckpointError, match="nothing gives no config"):
         merge([])

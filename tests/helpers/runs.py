@@ -27,7 +27,7 @@ def write_run(
     """
     leaves = jax.tree.map(jnp.asarray, flat(params))
     trained = {name: leaves[name] for name in sorted(leaves)[::2]}
-    write_model(folder, RunModel(kind, configs, schedule))
+    write_model(folder, RunModel(kind, tuple(params), configs._asdict(), schedule))
     save_frozen(folder, {name: leaf for name, leaf in leaves.items() if name not in trained})
     with RunCheckpoints(folder, save_every=10) as store:
         for step, more in ((10, 2), (20, 0)):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fd_jax import sharding
-from fd_jax.checkpoints.diffusers import KINDS, load_folder, read_configs
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, load_released
+from fd_jax.checkpoints.diffusers import KINDS, load_folder
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.torch.names import flatten
@@ -16,6 +15,7 @@ from fd_jax.files import read_json
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from tests.helpers import untrained
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS, load_flat_file, read_configs
 from tests.helpers.untrained import CONFIGS, random_params, write_untrained
 
 # The first biases of `conv_in` in each UNet. Numbers measured with the demo hold while these do.
@@ -94,7 +94,7 @@ def test_folders_and_files_load(demo, networks):
             np.testing.assert_array_equal(array, expected[path])
     for name, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
         path = demo / f"{name}.safetensors"
-        loaded, left = load_released(path, parts, abstract, placement, wanted=list(parts))
+        loaded, left = load_flat_file(path, parts, abstract, placement, wanted=list(parts))
         assert loaded.keys() == parts.keys()
         assert left == []
 

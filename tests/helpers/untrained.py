@@ -24,12 +24,13 @@ from fd_jax.architecture import (
     VAEConfig,
 )
 from fd_jax.checkpoints.diffusers import write_folder, write_stable_diffusion
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, write_released
+from fd_jax.checkpoints.flat_file import write_flat_file
 from fd_jax.checkpoints.torch.names import flatten, unflatten
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS
 
 CONFIGS = Architecture(
     UNetConfig(
@@ -65,14 +66,12 @@ def write_untrained(out: str | os.PathLike, configs: Architecture = CONFIGS, see
     networks = make_networks(configs)
     abstract = {name: getattr(networks, name).abstract for name in SDM_PARTS}
     base = {name: random_params(abstract[name], seed, name) for name in abstract}
-    write_stable_diffusion(out / "base", base, configs, ScheduleConfig())
-    write_folder(
-        "image_encoder", out / "clip", base["image_encoder"], configs.image_encoder.to_json()
-    )
+    write_stable_diffusion(out / "base", base, configs._asdict(), ScheduleConfig())
+    write_folder("image_encoder", out / "clip", base["image_encoder"], configs.image_encoder)
     # Trained apart, the two models differ in their UNets and share the rest.
     for name, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS)):
         params = base | {"unet": random_params(abstract["unet"], seed, name)}
-        write_released(out / f"{name}.safetensors", parts, params)
+        write_flat_file(out / f"{name}.safetensors", {part: params[part] for part in parts})
 
 
 def random_params(abstract: Params, seed: int, name: str) -> Params:

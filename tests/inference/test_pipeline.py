@@ -12,7 +12,6 @@ from PIL import Image
 
 from fd_jax import FaceDiffuser, SamplerConfig, assets, sharding
 from fd_jax.architecture import Architecture
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS, load_released
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.errors import InputError
@@ -20,6 +19,7 @@ from fd_jax.files import read_json, write_json
 from fd_jax.images.pixels import to_uint8
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
+from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS, load_flat_file
 from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
 
@@ -434,7 +434,7 @@ def params(checkpoints):
     where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
     placement = Placement("float32", lambda path, shape: where)
     return {
-        kind: load_released(checkpoints[kind], parts, abstract, placement, wanted=list(parts))[0]
+        kind: load_flat_file(checkpoints[kind], parts, abstract, placement, wanted=list(parts))[0]
         for kind, parts in (("sdm", SDM_PARTS), ("tdm", TDM_PARTS))
     }
 
@@ -480,7 +480,7 @@ def test_a_run_is_cast_as_it_is_read(checkpoints, runs):
 def test_without_a_run_base_and_image_encoder_are_needed(checkpoints, runs):
     for key in ("base", "image_encoder"):
         paths = checkpoints | {"tdm": runs["tdm"], key: None}
-        with pytest.raises(InputError, match=f"{key} is None.*expected both: .*sdm.safetensors is"):
+        with pytest.raises(InputError, match=f"{key} is None.*expected both: .*safetensors holds"):
             FaceDiffuser.from_pretrained(**paths)
 
 
@@ -508,14 +508,14 @@ def test_runs_of_other_architectures_are_refused(checkpoints, runs, tmp_path):
     heads = {"attention_head_dim": 4}
     other = copy_run(runs, "tdm", tmp_path / "heads", unet=heads)
     refuses(
-        r"heads.tdm does not fit the SDM: unet.num_heads is 4, expected 2", **runs | {"tdm": other}
+        r"heads.tdm does not fit .*sdm: unet.num_heads is 4, expected 2", **runs | {"tdm": other}
     )
     other = copy_run(runs, "sdm", tmp_path / "heads", unet=heads)
     options = checkpoints | {"sdm": other}
-    refuses(r"base does not fit the SDM: unet.num_heads is 2, expected 4", **options)
+    refuses(r"base does not fit .*sdm: unet.num_heads is 2, expected 4", **options)
     other = copy_run(runs, "sdm", tmp_path / "vision", image_encoder={"num_attention_heads": 5})
     options = runs | {"sdm": other, "image_encoder": checkpoints["image_encoder"]}
-    refuses(r"clip.config.json does not fit the SDM: num_heads is 2, expected 5", **options)
+    refuses(r"clip does not fit .*sdm: image_encoder.num_heads is 2, expected 5", **options)
     kind = {"prediction_type": "v_prediction"}
     other = copy_run(runs, "tdm", tmp_path / "v", scheduler=kind)
     refuses(r"scheduler.prediction_type is 'v_prediction', expected", **runs | {"tdm": other})
@@ -540,14 +540,14 @@ def test_without_paths_the_bundled_models_are_read(bundled_models, pair, people)
 @pytest.mark.usefixtures("bundled_models")
 def test_one_model_without_the_other_is_refused(checkpoints, missing):
     paths = {name: path for name, path in checkpoints.items() if name not in missing}
-    expected = f"base .*, but no {' and no '.join(missing)}: expected both models, or nothing"
+    expected = f"base .*, but no {' and no '.join(missing)}: pass both models, or none"
     with pytest.raises(InputError, match=expected):
         FaceDiffuser.from_pretrained(**paths)
 
 
 def test_a_package_without_models_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "DEMO", tmp_path / "demo")
-    with pytest.raises(InputError, match=r"demo.base is no folder, expected Stable Diffusion"):
+    with pytest.raises(InputError, match=r"demo does not exist, expected the folder of"):
         FaceDiffuser.from_pretrained()
 
 

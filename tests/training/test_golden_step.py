@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from fd_jax import params, sharding
-from fd_jax.checkpoints.diffusers import read_configs
-from fd_jax.checkpoints.flat_file import SDM_PARTS, load_released
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.objective import Draws, Inputs, Objective, ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig, rates
+from tests.helpers.flat_files import SDM_PARTS, load_flat_file, read_configs
 from tests.helpers.released_weights import write_checkpoints
 
 pytestmark = pytest.mark.golden
@@ -35,7 +34,7 @@ def model(goldens, tmp_path_factory):
     where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
     abstract = {part: getattr(networks, part).abstract for part in SDM_PARTS}
     placement = Placement("float32", lambda path, shape: where)
-    loaded, _ = load_released(paths["sdm"], SDM_PARTS, abstract, placement, wanted=list(SDM_PARTS))
+    loaded, _ = load_flat_file(paths["sdm"], SDM_PARTS, abstract, placement, wanted=list(SDM_PARTS))
     return configs, networks, params.flat(loaded)
 
 

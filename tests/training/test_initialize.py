@@ -17,7 +17,9 @@ def tdm(tmp_path):
     """Folder of a TDM's run, without parameters."""
     folder = tmp_path / "tdm"
     folder.mkdir()
-    write_model(folder, RunModel("tdm", TINY, ScheduleConfig()))
+    write_model(
+        folder, RunModel("tdm", ("unet", "vae", "text_encoder"), TINY._asdict(), ScheduleConfig())
+    )
     return folder
 
 
@@ -40,12 +42,12 @@ def vae(tmp_path):
     """Folder of a run that trained the autoencoder alone, without parameters."""
     folder = tmp_path / "vae"
     folder.mkdir()
-    write_model(folder, RunModel("vae", TINY, ScheduleConfig()))
+    write_model(folder, RunModel("vae", ("vae",), TINY._asdict(), ScheduleConfig()))
     return folder
 
 
 def test_an_autoencoder_is_completed_by_the_model_of_the_config(vae):
-    assert set(read_json(vae / "model.json")) == {"kind", "vae"}
+    assert set(read_json(vae / "model.json")) == {"kind", "parts", "vae"}
     schedule = ScheduleConfig(prediction_type="v_prediction")
     model = ModelConfig(**TINY._asdict(), schedule=schedule)
     assert read_sizes(InitConfig(checkpoint=vae), model) == (TINY, schedule)
@@ -54,7 +56,7 @@ def test_an_autoencoder_is_completed_by_the_model_of_the_config(vae):
 
 def test_an_autoencoder_without_a_model_is_refused(vae):
     with pytest.raises(
-        InputError, match=r"vae trains a part, vae.* expected a config with sizes in `m"
+        InputError, match=r"vae give no config of \['unet', .* expected .* or a config with `m"
     ):
         read_sizes(InitConfig(checkpoint=vae), None)
 
@@ -62,6 +64,6 @@ def test_an_autoencoder_without_a_model_is_refused(vae):
 def test_an_autoencoder_that_does_not_fit_is_refused(vae):
     other = dataclasses.replace(TINY.vae, scaling_factor=0.5)
     model = ModelConfig(**TINY._replace(vae=other)._asdict())
-    message = r"vae is of another architecture than model:\n.*vae.scaling_factor: 0.5 in model, 0.1"
+    message = r"`model` of the config does not fit .*vae: vae.scaling_factor is 0.5, expected 0.1"
     with pytest.raises(InputError, match=message):
         read_sizes(InitConfig(checkpoint=vae), model)

@@ -15,8 +15,7 @@ from fd_jax import sharding
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.orbax_arrays import describe
-from fd_jax.checkpoints.sources import Sources
-from fd_jax.checkpoints.sources import read_sizes as read_sources
+from fd_jax.checkpoints.weights import open_weights
 from fd_jax.errors import CheckpointError, InputError
 from fd_jax.params import flat
 from fd_jax.training.loop import NonFiniteError
@@ -280,7 +279,7 @@ def test_an_autoencoder_trains_alone(autoencoder):
     assert {path.split("/")[0] for path in found} == {"vae"}
     assert (autoencoder / "previews" / "00000002.png").is_file()
     with pytest.raises(CheckpointError, match=r"trains a vae, expected a run that trains a sdm"):
-        read_sources(Sources(sdm=autoencoder, tdm=autoencoder))
+        open_weights(autoencoder, task="sdm")
 
 
 def test_a_tdm_may_begin_with_an_autoencoder(autoencoder, tmp_path):

@@ -15,10 +15,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from fd_jax.checkpoints.errors import file_errors
-from fd_jax.checkpoints.flat_file import SDM_PARTS, TDM_PARTS
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run import orbax_arrays
-from fd_jax.checkpoints.run.model_json import ALONE, is_run, read_model
+from fd_jax.checkpoints.run.model_json import CHECKPOINTS, FROZEN, is_run, read_model
+from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.checkpoints.run.step_folders import (
     EMA,
     META,
@@ -35,12 +35,8 @@ from fd_jax.errors import CheckpointError
 from fd_jax.params import Flat, flat, nested
 from fd_jax.types import Params
 
-# In the folder of a run.
-CHECKPOINTS = "checkpoints"  # a folder for each step
-DAMAGED = "damaged"  # where checkpoints go that cannot be read
-FROZEN = "frozen"  # parameters that do not train
-
-PARAMS = "params/"  # begins the names of parameters in what training goes on from
+DAMAGED = "damaged"  # folder of a run for checkpoints that cannot be read
+PARAMS = "params/"  # prefix of the parameters' names among the arrays of the training state
 
 
 class RunCheckpoints:
@@ -215,7 +211,7 @@ def save_frozen(run: str | os.PathLike, params: Flat) -> None:
         file_errors(f"{folder}: cannot save parameters"),
         ocp.Checkpointer(orbax_arrays.handler()) as checkpointer,
     ):
-        checkpointer.save(folder, args=orbax_arrays.save_args(params), force=True)
+        checkpointer.save(plain_path(folder), args=orbax_arrays.save_args(params), force=True)
 
 
 def read_frozen(run: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Flat:
@@ -254,11 +250,11 @@ def read_params(
     """
     if not is_run(run):
         raise CheckpointError(f"{run} is no folder of a training run")
-    run, kind = Path(run).absolute(), read_model(run).kind
-    parts = {"sdm": SDM_PARTS, "tdm": TDM_PARTS}.get(kind) or (ALONE[kind],)
-    wanted = list(parts) if wanted is None else list(wanted)
-    if unknown := [part for part in wanted if part not in parts]:
-        raise CheckpointError(f"{run} trains a {kind}, which has no {unknown}")
+    model = read_model(run)
+    run = Path(run).absolute()
+    wanted = list(model.parts) if wanted is None else list(wanted)
+    if unknown := [part for part in wanted if part not in model.parts]:
+        raise CheckpointError(f"{run} trains a {model.task}, which has no {unknown}")
     folder = run / CHECKPOINTS
     steps = steps_in(folder)
     if not steps or (step is not None and step not in steps):
@@ -273,14 +269,14 @@ def read_params(
             expected = flat({part: abstract[part] for part in wanted})
             orbax_arrays.check_same(frozen | trained, expected, str(run))
         targets = {prefix + name: _target(name, x, placement) for name, x in trained.items()}
-        return _of_parts(orbax_arrays.read(folder / item, targets), wanted, prefix)
+        found = orbax_arrays.read(folder / item, targets, placement.advance)
+        return _of_parts(found, wanted, prefix)
 
     frozen = _of_parts(orbax_arrays.describe(run / FROZEN), wanted)
     targets = {name: _target(name, leaf, placement) for name, leaf in frozen.items()}
-    values = orbax_arrays.read(run / FROZEN, targets)
+    values = orbax_arrays.read(run / FROZEN, targets, placement.advance)
     together = not placement.sharding((), ()).is_fully_addressable
     _, trained = newest(folder, steps if step is None else [step], read, together=together)
-    placement.advance(len(values) + len(trained))
     found = nested(values | trained)
     if missing := [part for part in wanted if part not in found]:
         raise CheckpointError(f"{run} lacks the parameters of {missing}")

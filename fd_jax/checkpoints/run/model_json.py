@@ -1,34 +1,40 @@
-"""What a training run trains: the kind of its model and all sizes, in its folder's `model.json`."""
+"""The networks of a training run, described in its folder's `model.json`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from fd_jax.architecture import (
-    Architecture,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.diffusers import schedule_from_json
+from fd_jax.checkpoints.run import orbax_arrays, step_folders
 from fd_jax.errors import CheckpointError
 from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig
 
 _FILE = "model.json"
-ALONE = {"vae": "vae", "encoder": "image_encoder"}  # parts that a run may train alone, by its kind
+# Folders of a run.
+CHECKPOINTS = "checkpoints"  # one folder a step
+FROZEN = "frozen"  # parameters that do not train
+_CONFIGS = Architecture.__annotations__
 
 
 class RunModel(NamedTuple):
-    """What a run trains."""
+    """The networks of a training run.
 
-    kind: Literal["sdm", "tdm", "vae", "encoder"]
-    configs: Architecture  # of a TDM, with those of an image encoder that would fit
-    schedule: ScheduleConfig
-    # Of a part that is trained alone, all but its own config are defaults that say nothing.
+    Attributes:
+        task: Name of what is trained, such as `sdm`.
+        parts: Names of the networks.
+        architecture: Configs by network; of a `RunModel` that was read those of its parts alone.
+        schedule: Noise schedule, if there is a UNet.
+    """
+
+    task: str
+    parts: tuple[str, ...]
+    architecture: Mapping[str, Any]
+    schedule: ScheduleConfig | None
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -37,19 +43,19 @@ def is_run(path: str | os.PathLike) -> bool:
 
 
 def write_model(run: str | os.PathLike, model: RunModel) -> None:
-    """Writes what `read_model` reads. By the first process alone. Raises CheckpointError."""
-    configs = {name: config.to_json() for name, config in model.configs._asdict().items()}
-    content = {**configs, "scheduler": model.schedule.to_json()}
-    if model.kind == "tdm":
-        del content["image_encoder"]
-    elif (part := ALONE.get(model.kind)) is not None:
-        content = {part: configs[part]}
+    """Writes `model.json`, on the first process alone. Raises CheckpointError."""
+    content: dict[str, Any] = {"kind": model.task, "parts": list(model.parts)}
+    content |= {
+        part: config.to_json() for part, config in model.architecture.items() if part in model.parts
+    }
+    if model.schedule is not None and "unet" in model.parts:
+        content["scheduler"] = model.schedule.to_json()
     if jax.process_index() == 0:
-        write_json(Path(run) / _FILE, {"kind": model.kind, **content})
+        write_json(Path(run) / _FILE, content)
 
 
 def read_model(run: str | os.PathLike) -> RunModel:
-    """Reads what a run trains.
+    """Reads `model.json`.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -57,27 +63,41 @@ def read_model(run: str | os.PathLike) -> RunModel:
     """
     path = Path(run) / _FILE
     content = read_json(path)
-    kind = content.get("kind")
-    if kind not in (kinds := ("sdm", "tdm", *ALONE)):
-        raise CheckpointError(f"{path}: kind is {kind!r}, expected one of {kinds}")
+    task = content.get("kind")
+    if not isinstance(task, str):
+        raise CheckpointError(f"{path}: kind is {task!r}, expected the name of a task")
+    parts = content.get("parts")
+    if parts is None:  # written by version 0.1
+        parts = _stored_parts(Path(run))
+    if not isinstance(parts, list) or not parts or not all(isinstance(x, str) for x in parts):
+        raise CheckpointError(f"{path}: parts is {parts!r}, expected the names of networks")
 
     def section(name: str) -> dict[str, Any]:
         if not isinstance(found := content.get(name), dict):
             raise CheckpointError(f"{path}: {name} is {found!r}, expected a JSON object")
         return found
 
-    def config(cls: type, name: str) -> Any:
-        return cls.from_json(section(name), f"{path}: {name}")
+    architecture = {
+        part: config.from_json(section(part), f"{path}: {part}")
+        for part, config in _CONFIGS.items()
+        if part in parts
+    }
+    schedule = None
+    if "unet" in parts:
+        schedule = schedule_from_json(section("scheduler"), f"{path}: scheduler")
+    return RunModel(task, tuple(parts), architecture, schedule)
 
-    if (part := ALONE.get(kind)) is not None:
-        cls = {"vae": VAEConfig, "image_encoder": CLIPVisionConfig}[part]
-        return RunModel(kind, Architecture(**{part: config(cls, part)}), ScheduleConfig())
-    text = config(CLIPTextConfig, "text_encoder")
-    if kind == "sdm":
-        vision = config(CLIPVisionConfig, "image_encoder")
-    else:
-        vision = CLIPVisionConfig(projection_dim=text.hidden_size)
-    configs = Architecture(config(UNetConfig, "unet"), config(VAEConfig, "vae"), text, vision)
-    configs.check()
-    schedule = schedule_from_json(section("scheduler"), f"{path}: scheduler")
-    return RunModel(kind, configs, schedule)
+
+def _stored_parts(run: Path) -> list[str]:
+    """Returns the networks that the arrays of a run belong to, in order of their names."""
+    steps = step_folders.steps_in(run / CHECKPOINTS)
+    names = orbax_arrays.names(run / FROZEN)
+    for step in reversed(steps):
+        folder = run / CHECKPOINTS / str(step) / step_folders.TRAIN
+        try:
+            trained = orbax_arrays.names(folder)
+        except CheckpointError:  # damaged, so ask the one before
+            continue
+        names += [name.removeprefix("params/") for name in trained if name.startswith("params/")]
+        break
+    return sorted({name.split("/")[0] for name in names})

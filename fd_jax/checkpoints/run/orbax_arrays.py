@@ -1,7 +1,7 @@
 """Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from fd_jax.checkpoints.errors import abbreviate, damage
+from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
 
 # The one level above the names: without it Orbax refuses a folder of no arrays.
@@ -47,6 +48,17 @@ def describe(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
         }
 
 
+def names(folder: Path) -> list[str]:
+    """Returns the names of the arrays in a folder. Raises DamagedError."""
+    with damage(folder):
+        return [name[0] for _, *name in _paths(folder) if name]
+
+
+def _paths(folder: Path) -> list[list[str]]:
+    entries = json.loads((folder / "_METADATA").read_bytes())["tree_metadata"].values()
+    return [[level["key"] for level in entry["key_metadata"]] for entry in entries]
+
+
 def _open(folder: Path) -> dict[str, ts.TensorStore]:
     """Returns the arrays in a folder, unread.
 
@@ -54,13 +66,11 @@ def _open(folder: Path) -> dict[str, ts.TensorStore]:
     tasks behind that print pages of them; and its processes wait for each other, so that one that
     fails keeps the others waiting.
     """
-    entries = json.loads((folder / "_METADATA").read_bytes())["tree_metadata"].values()
-    paths = [[level["key"] for level in entry["key_metadata"]] for entry in entries]
     # One context for all, or each array would read the database's index again.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
-    base = {"driver": "file", "path": f"{folder}/"}
+    base = {"driver": "file", "path": f"{plain_path(folder)}/"}
     opened = {}
-    for level, *name in paths:
+    for level, *name in _paths(folder):
         if name:  # without one, it says that there are no arrays
             place = {"driver": "ocdbt", "base": base, "path": f"{level}.{name[0]}/"}
             spec = {"driver": "zarr", "kvstore": place}
@@ -68,12 +78,17 @@ def _open(folder: Path) -> dict[str, ts.TensorStore]:
     return {name: future.result() for name, future in opened.items()}
 
 
-def read(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+def read(
+    folder: Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    advance: Callable[[int], object] = lambda count: None,
+) -> dict[str, Array]:
     """Reads arrays, casts them, and places them by the shardings of their targets.
 
     Args:
         folder: Where `describe` found them.
         targets: Shape, dtype and sharding of all arrays that are wanted.
+        advance: Called with 1 after each array.
 
     Raises:
         DamagedError: Files are missing, incomplete or changed.
@@ -83,12 +98,13 @@ def read(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     found = {}
     with damage(folder):
         stored = _open(folder)
-        names = list(targets)
-        for first in range(0, len(names), _AT_A_TIME):
-            some_names = names[first : first + _AT_A_TIME]
+        wanted = list(targets)
+        for first in range(0, len(wanted), _AT_A_TIME):
+            some_names = wanted[first : first + _AT_A_TIME]
             begun = {name: _begin(stored[name], targets[name].sharding) for name in some_names}
             for name, shards in begun.items():
                 found[name] = _place(shards, targets[name])
+                advance(1)
     return found
 
 

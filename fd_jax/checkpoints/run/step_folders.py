@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from fd_jax.checkpoints.errors import DamagedError, damage, file_errors
 from fd_jax.checkpoints.run.orbax_arrays import gather, handler
+from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
 
 # What the folder of a step holds.
@@ -154,4 +155,4 @@ def open_manager(
         **best,
     )
     handlers = {TRAIN: handler(), EMA: handler(), META: ocp.JsonCheckpointHandler(META_FILE)}
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(plain_path(folder), options=options, item_handlers=handlers)

@@ -30,6 +30,7 @@ from fd_jax.checkpoints.run import manager, model_json, orbax_arrays, step_folde
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.checkpoints.run.model_json import RunModel
 from fd_jax.errors import CheckpointError, InputError
+from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,14 +70,14 @@ def abstract(tree, mesh=None):
 
 
 def restore(store, mesh=None):
-    return manager.restore(abstract(make_state(0), mesh), abstract(make_params(), mesh))
+    return store.restore(abstract(make_state(0), mesh), abstract(make_params(), mesh))
 
 
 def save(store, *steps, loss=None):
     for step in steps:
         state = make_state(step)
         losses = {"loss": float(step if loss is None else loss[step])}
-        assert manager.save(step, state, state.params, {"position": 2 * step}, losses)
+        assert store.save(step, state, state.params, {"position": 2 * step}, losses)
 
 
 def assert_same(found, expected):
@@ -240,7 +241,7 @@ def test_averages_that_were_not_saved_are_no_damage(tmp_path):
 
 def save_and_wait(store, step):
     save(store, step)
-    manager.wait()
+    store.wait()
 
 
 def test_an_error_of_a_save_is_told_and_older_checkpoints_stay(run, monkeypatch):
@@ -280,7 +281,12 @@ CONFIGS = Architecture(
     CLIPTextConfig(hidden_size=12, num_heads=2),
     CLIPVisionConfig(hidden_size=10, num_heads=2, projection_dim=12),
 )
-MODEL = RunModel("tdm", CONFIGS, ScheduleConfig(prediction_type="v_prediction"))
+MODEL = RunModel(
+    task="tdm",
+    parts=("text_encoder", "vae", "unet"),
+    architecture=CONFIGS._asdict(),
+    schedule=ScheduleConfig(prediction_type="v_prediction"),
+)
 FROZEN = {
     "unet/norm/scale": jnp.full((3,), 1.0000001),
     "vae/conv/kernel": jnp.full((2, 3), 1.0000001),
@@ -304,24 +310,46 @@ def place(dtype="float32", **options):
     return Placement(dtype, lambda path, shape: where, **options)
 
 
-@pytest.mark.parametrize("kind", ["sdm", "tdm"])
-def test_the_model_of_a_run_is_read_as_it_was_written(tmp_path, kind):
-    assert not manager.is_run(tmp_path)
-    model = MODEL._replace(kind=kind)
+PARTS = {
+    "sdm": (*MODEL.parts, "image_encoder", "subject_fusion"),
+    "tdm": MODEL.parts,
+    "vae": ("vae",),
+    "encoder": ("image_encoder",),
+}
+
+
+@pytest.mark.parametrize("task", PARTS)
+def test_the_model_of_a_run_is_read_as_it_was_written(tmp_path, task):
+    assert not model_json.is_run(tmp_path)
+    model = MODEL._replace(task=task, parts=PARTS[task])
     model_json.write_model(tmp_path, model)
-    assert manager.is_run(tmp_path)
-    if kind == "tdm":  # which has no image encoder: one of the usual size is made up
-        vision = CLIPVisionConfig(projection_dim=12)
-        model = model._replace(configs=CONFIGS._replace(image_encoder=vision))
-    assert model_json.read_model(tmp_path) == model
+    assert model_json.is_run(tmp_path)
+    own = {part: config for part, config in CONFIGS._asdict().items() if part in PARTS[task]}
+    schedule = MODEL.schedule if "unet" in own else None
+    assert model_json.read_model(tmp_path) == model._replace(architecture=own, schedule=schedule)
+
+
+def test_the_networks_of_a_run_of_version_0_1_are_those_of_its_arrays(tmp_path):
+    """Its `model.json` does not name them."""
+    write_run(tmp_path, 1, 2)
+    content = read_json(tmp_path / "model.json")
+    del content["parts"]
+    write_json(tmp_path / "model.json", content)
+    assert set(model_json.read_model(tmp_path).parts) == set(MODEL.parts)
+    (tmp_path / "checkpoints" / "2" / "train" / "_METADATA").unlink()
+    assert set(model_json.read_model(tmp_path).parts) == set(MODEL.parts)
+    found = manager.read_params(tmp_path, placement=place(), step=1)
+    assert set(found) == set(MODEL.parts)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "model.json is no readable JSON"),
-        ("{}", "kind is None, expected one of"),
-        ('{"kind": "tdm"}', "text_encoder is None, expected a JSON object"),
+        ("{}", "kind is None, expected the name of a task"),
+        ('{"kind": "tdm", "parts": ["vae"]}', "vae is None, expected a JSON object"),
+        ('{"kind": "tdm", "parts": "vae"}', "parts is 'vae', expected the names of networks"),
+        ('{"kind": "tdm"}', "frozen: .*No such file"),
     ],
 )
 def test_a_damaged_model_is_named(tmp_path, content, message):
@@ -491,3 +519,27 @@ def test_two_processes_agree_on_what_they_read(tmp_path):
         step, train, _, _ = restore(alone)
     assert step == 2
     assert_same(train, make_state(1))
+
+
+NAMES = (
+    *("lr[1e-3] try [2]", "a*b?", "{x} %41 %s", "é 日本", "back\\slash", "gs:", "x:y", "**"),
+    *("new\nline", "$HOME ~", "-dash", "#a;'\"|&", os.fsdecode(b"\xff not UTF-8")),
+)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_run_may_be_in_a_folder_of_any_name(tmp_path, name):
+    """Orbax and TensorStore take some characters for patterns, separators or URLs."""
+    folder = tmp_path / name / "run"
+    write_run(folder, 1, 2)
+    found = manager.read_params(folder, placement=place(), step=2)
+    kernel = make_state(2).params["unet/blocks/10/kernel"] + 0.5
+    np.testing.assert_array_equal(found["unet"]["blocks"][10]["kernel"], kernel)
+    assert float(found["vae"]["conv"]["kernel"][0, 0]) == float(jnp.float32(1.0000001))
+    with RunCheckpoints(folder, save_every=1, keep_latest=1) as resumed:
+        shapes = abstract(make_params())
+        step, train, *_ = resumed.restore(abstract(make_state(0)._asdict()), shapes)
+        assert step == 2
+        resumed.save(3, train, {}, {})
+    assert step_folders.steps_in(folder / "checkpoints") == [3]
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -7,14 +7,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fd_jax import sharding
-from fd_jax.checkpoints.diffusers import read_configs
-from fd_jax.checkpoints.flat_file import SDM_PARTS
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
 from fd_jax.checkpoints.torch.files import LazyTensor
 from fd_jax.checkpoints.torch.names import flatten, torch_names, unflatten
 from fd_jax.errors import CheckpointError
 from fd_jax.networks import make_networks
+from tests.helpers.flat_files import SDM_PARTS, read_configs
 from tests.helpers.untrained import random_params
 
 KEYS = tuple(SDM_PARTS)

@@ -1,0 +1,54 @@
+"""Paths that Orbax and TensorStore understand, for folders whose names they do not."""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from fd_jax.errors import CheckpointError
+
+# Orbax globs below a folder without escaping its name, TensorStore takes a backslash for a slash
+# and only UTF-8, and both read URLs out of paths with colons.
+_UNUSUAL = re.compile(r"[\[\]*?\\:\ud800-\udfff]")
+_BUCKETS = ("gs", "s3", "az", "hf")  # /gs/name is a bucket to Orbax
+
+
+def plain_path(path: Path) -> Path:
+    """Returns a path to the same folder that Orbax and TensorStore can use.
+
+    It leads through a symbolic link in the folder for temporary files, if need be: the same link
+    in all processes, since Orbax compares their paths.
+
+    Raises:
+        CheckpointError: The link cannot be made.
+    """
+    path = Path(os.path.abspath(path))
+    unusual = [i for i, name in enumerate(path.parts) if _UNUSUAL.search(name)]
+    if path.parts[1:2] and path.parts[1] in _BUCKETS:
+        unusual.append(1)
+    if not unusual:
+        return path
+    end = max(unusual) + 1
+    return _link(Path(*path.parts[:end])).joinpath(*path.parts[end:])
+
+
+def _link(target: Path) -> Path:
+    folder = Path(tempfile.gettempdir(), f"fd_jax_links_{os.getuid()}")
+    link = folder / hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise OSError(f"{folder} can be written by other users")
+        if not os.path.lexists(link):
+            with contextlib.suppress(FileExistsError):  # made by another process meanwhile
+                link.symlink_to(target)
+        if os.readlink(link) != str(target):
+            raise OSError(f"{link} leads elsewhere")
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: its name needs a link in {folder}, which cannot be made: {error}"
+        ) from error
+    return link
