@@ -5,6 +5,7 @@ It serves training with a frozen VAE and a frozen text encoder.
 
 import itertools
 import json
+import tokenize
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from fd_jax.files import atomic_file, write_json
 
 INFO_FILE = "latent_cache.json"
 _OLD_INFO_FILE = "encodings.json"  # of version 0.1
+# Exceptions that json and NumPy raise on damaged files.
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, RecursionError, SyntaxError, MemoryError)
+_DAMAGE += (OverflowError, EOFError, tokenize.TokenError)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -144,7 +148,7 @@ def read_block(folder: Path, number: int) -> Block:
             if _checksum(array, number, name) != checksums[name]:
                 raise ValueError("its checksum differs from the one written with it")
             arrays.append(array)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError, SyntaxError) as error:
+    except _DAMAGE as error:
         names = " ".join(path.name for path in _paths(folder, number))
         raise DataError(
             f"{path} of the latent cache is damaged or missing: {error}; delete {names} in that "

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from fd_jax.errors import OutputError
 from fd_jax.files import atomic_file
+from fd_jax.images.opening import open_image
 
 # Errors that Pillow raises on damaged PNG files.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, struct.error)
@@ -58,7 +59,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, str]:
         OutputError: The file is missing, damaged, or no PNG file.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path, formats=("PNG",)) as image:
             assert isinstance(image, PngImagePlugin.PngImageFile)  # the only format that is read
             return {key: str(value) for key, value in image.text.items()}
     except _DAMAGE as error:

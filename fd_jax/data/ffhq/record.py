@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tokenize
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ MIN_SIDE, MAX_SIDE, MAX_ASPECT = 2, 16384, 10
 # Exceptions that Pillow and NumPy raise on damaged files, besides their own.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, RuntimeError)
 _DAMAGE += (OverflowError, MemoryError, struct.error, Image.DecompressionBombError)
+_DAMAGE += (tokenize.TokenError,)  # of headers of npy
 
 
 class DataError(InputError):

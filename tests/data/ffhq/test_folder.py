@@ -210,6 +210,41 @@ def test_values_of_another_type(key, value, expected):
         read_info(encoded(content)[".json"], "x")
 
 
+@pytest.mark.parametrize(("end", "start"), [(5, 2), (14, 9), (6, 2), (1, 0), (36, 33), (99, 33)])
+def test_segments_without_start_are_named_by_their_last_word(end, start):
+    """The released loaders read no start."""
+    content = item()
+    del content["segments"][0]["start"]
+    content["segments"][0]["end"] = end
+    _, [segment] = read_info(encoded(content)[".json"], "x")
+    caption = content["caption"]
+    assert segment.start == start, caption[segment.start : end]
+    content["segments"][0]["start"] = None
+    with pytest.raises(DataError, match="start of a segment is None"):
+        read_info(encoded(content)[".json"], "x")
+
+
+@pytest.mark.parametrize("key", ["id", "end", "start"])
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 10**30])
+def test_numbers_have_32_bits(key, value):
+    content = item()
+    content["segments"][0][key] = value
+    with pytest.raises(DataError, match=f"{key} of a segment is .*, expected a whole number"):
+        read_info(encoded(content)[".json"], "x")
+
+
+def test_a_folder_without_starts_is_checked_built_and_read(tmp_path):
+    items = [item(2, seed=i) for i in range(2)]
+    for segment in (segment for content in items for segment in content["segments"]):
+        del segment["start"]
+    root = write_folder(tmp_path / "a", items)
+    assert check.check_folder(root, tmp_path / "page.png")
+    tfds_dataset.build(root, tmp_path / "b")
+    first, second = (open_source([tmp_path / name], "train")[1] for name in "ab")
+    assert [segment.start for segment in first.segments] == [2, 9]
+    assert first.segments == second.segments
+
+
 def npy(array, **options):
     stream = io.BytesIO()
     np.save(stream, array, **options)
