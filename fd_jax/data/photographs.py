@@ -13,6 +13,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import ExifTags, Image
 
 from fd_jax.errors import InputError
+from fd_jax.files import local_path
 from fd_jax.images.opening import (
     FORMAT_NAMES,
     SupportsRead,
@@ -71,9 +72,9 @@ def photographs_in(path: str | os.PathLike) -> list[Path]:
     """Returns the image files of a folder in the order of their names; a file as it is.
 
     Raises:
-        PhotographError: The folder holds no image file, or cannot be read.
+        InputError: The folder holds no image file, or cannot be read.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_dir():
         return [path]
     try:
@@ -128,6 +129,7 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
             "PIL image or an array"
         )
 
+    local_path(source)
     name = f"photograph {os.fspath(source)}"
     if os.path.isdir(source):
         raise PhotographError(f"{name} is a folder, expected an image file")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fd_jax.data.captions import MAX_SUBJECTS, SUBJECT_MARKER
 from fd_jax.errors import InputError
+from fd_jax.files import local_path
 from fd_jax.inference.inputs import MAX_SEED
 
 _KEYS = ("prompt", "references", "seed", "output", "negative_prompt")
@@ -73,9 +74,9 @@ def read_prompt_file(
         traces: Whether each picture has a trace, which needs a unique name too.
 
     Raises:
-        PromptFileError: The file is missing or cannot be read.
+        InputError: The file is missing or cannot be read.
     """
-    path = Path(path)
+    path = local_path(path)
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -95,7 +96,7 @@ def read_prompt_file(
             line = _parse_line(number, _decode(text), path.parent, is_file)
             names = {"output": line.output} | ({"trace": line.trace} if traces else {})
             claimed = [_claim(role, name, line_of_name) for role, name in names.items()]
-        except PromptFileError as error:
+        except InputError as error:
             bad_lines.append(BadLine(number, str(error)))
         else:
             line_of_name |= dict.fromkeys(claimed, number)
@@ -168,7 +169,8 @@ def _parse_line(
     if markers > MAX_SUBJECTS:
         raise PromptFileError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
     references = tuple(folder / name for name in names)
-    for reference in references:
+    for name, reference in zip(names, references, strict=True):
+        local_path(name)
         if not is_file(reference):
             raise PromptFileError(f"reference {str(reference)!r} does not exist or is no file")
 

@@ -293,3 +293,23 @@ def test_options_without_an_effect_are_named(run, people, tmp_path, options, unu
     _, _, shown = run(*arguments, *options)
     told = [line for line in shown.split("\n") if "has no effect" in line]
     assert [line.split()[1] for line in told] == unused
+
+
+@pytest.mark.parametrize(
+    "url", ["gs://bucket/man.jpg", "https://host/man.jpg", "s3://bucket/people"]
+)
+def test_urls_are_refused_by_name(run, people, tmp_path, monkeypatch, url):
+    """Wherever a path is taken; none becomes a local folder."""
+    monkeypatch.chdir(tmp_path)
+    lines = [{"prompt": PROMPT, "references": [url]}]
+    file = write_lines(tmp_path / "prompts.jsonl", *lines)
+    for arguments in (
+        ("--prompt", PROMPT, "--reference", url),
+        ("--prompt", PROMPT, "--reference", people[0], "--output", url),
+        ("--prompt-file", url),
+        ("--prompt-file", file),
+    ):
+        status, printed, shown = run(*arguments)
+        assert status == 1, (printed, shown)
+        assert f"{url} is a URL" in shown
+    assert names(tmp_path) == ["outputs", "prompts.jsonl"]
