@@ -154,8 +154,7 @@ class FaceDiffuser:
             references: Photographs of the prompt, in the order of its markers: paths, bytes, PIL
                 images or arrays. For several prompts a list of such lists.
             sampler: Solver, stages and guidance.
-            negative_prompt: Prompt that the TDM is guided away from; one for all prompts, or one
-                each.
+            negative_prompt: Prompt to guide the TDM away from; one for all prompts, or one each.
             num_images: Number of images of each prompt.
             seed: 0..2**32 - 1; one for all prompts, or one each. An image follows from its seed,
                 its number among the images of its prompt, the prompt and the photographs, not
@@ -267,12 +266,8 @@ class FaceDiffuser:
         numbers = keys[:, 2].astype(np.int32)
         batches = sharding.whole_batches(len(images), batch_size, self.mesh)
         is_silent = not progress or jax.process_index() != 0
-        with tqdm(
-            desc="sampling",
-            total=len(steps.stage) * len(batches),
-            unit=" evaluations",
-            disable=is_silent,
-        ) as bar:
+        total = len(steps.stage) * len(batches)
+        with tqdm(desc="sampling", total=total, unit=" evaluations", disable=is_silent) as bar:
             for rows in batches:
                 x, seen = self.compiled.generate(
                     Batch(
