@@ -76,8 +76,17 @@ class ScheduleConfig:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads and diffusers too, as Stable Diffusion 1.5 has it."""
-        return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **dataclasses.asdict(self)}
+        """Returns the config for `from_json` and diffusers, with Stable Diffusion 1.5's keys.
+
+        Schedulers of diffusers differ in the defaults of missing keys: DDIM would clip to -1..1.
+        """
+        return {
+            "_class_name": "PNDMScheduler",
+            "clip_sample": False,
+            "skip_prk_steps": True,
+            "trained_betas": None,
+            **dataclasses.asdict(self),
+        }
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float64[np.ndarray, " n"]:

@@ -1,8 +1,10 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from fd_jax import assets
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod, final_alpha_cumprod
 
 # The scheduler of Stable Diffusion 1.5.
@@ -110,3 +112,25 @@ def test_refuses_files_that_it_cannot_follow(name, value):
 def test_refuses_values_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name} is .*, expected "):
         ScheduleConfig(**{name: value})
+
+
+# The file of Stable Diffusion 1.5, without the version of diffusers.
+SD15 = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+def test_what_is_written_has_every_key_of_stable_diffusion():
+    """diffusers' schedulers fill in others: its DDIM, for one, would clip latents to -1..1."""
+    assert ScheduleConfig().to_json() == SD15 | {"prediction_type": "epsilon"}
+    bundled = json.loads((assets.DEMO / "base/scheduler/scheduler_config.json").read_text())
+    assert bundled == SD15 | {"prediction_type": "v_prediction"}

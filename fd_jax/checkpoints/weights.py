@@ -21,6 +21,7 @@ from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.model_json import is_run, read_model
 from fd_jax.config import differences, to_json
 from fd_jax.errors import CheckpointError
+from fd_jax.files import local_path
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
 
@@ -118,10 +119,11 @@ def open_weights(
         step: Step of the training run's checkpoint, by default the newest that is not damaged.
 
     Raises:
+        InputError: The path is a URL.
         CheckpointError: There is no checkpoint, it is damaged, or it is a run of another task.
         ConfigError: A config describes an architecture that is not supported.
     """
-    path = Path(where)
+    path = local_path(where)
     if path.is_dir() and is_run(path):
         return _open_run(path, task, ema=ema, step=step)
     if step is not None:

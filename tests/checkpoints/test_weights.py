@@ -14,7 +14,7 @@ from fd_jax.checkpoints.export import export
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.checkpoints.weights import Weights, find_parts, find_tokenizer, merge, open_weights
-from fd_jax.errors import CheckpointError
+from fd_jax.errors import CheckpointError, InputError
 from fd_jax.files import write_json
 from fd_jax.networks import make_networks
 from fd_jax.params import flat
@@ -133,6 +133,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
     make(tmp_path / "here")
     with pytest.raises(CheckpointError, match=message):
         open_weights(tmp_path / "here")
+
+
+def test_urls_are_refused(tmp_path, pair):
+    for url in ("gs://bucket/run", Path("s3://bucket/run"), "hf://user/model"):
+        with pytest.raises(InputError, match=r"://.* is a URL, expected a path on a disk"):
+            open_weights(url)
+        with pytest.raises(InputError, match="is a URL, expected a path on a disk"):
+            export(pair["tdm"], url)
 
 
 def test_another_task_is_refused(pair, abstract, exported):

@@ -50,7 +50,24 @@ def open_tensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
         CheckpointError: The file is none of these, or damaged.
     """
     path = Path(path)
-    return _OPENERS[_kind(path)](path)
+    return _without_wrappers(path, _OPENERS[_kind(path)](path))
+
+
+# Modules that DistributedDataParallel and torch.compile wrap others in.
+_WRAPPERS = ("module", "_orig_mod")
+
+
+def _without_wrappers(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns the tensors by their names without wrappers."""
+    plain: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        own = ".".join(level for level in name.split(".") if level not in _WRAPPERS)
+        if own in plain:
+            raise CheckpointError(
+                f"{path} holds {plain[own].name!r} and {name!r}, expected one tensor of that name"
+            )
+        plain[own] = tensor
+    return plain
 
 
 def find_weights(folder: str | os.PathLike, stem: str) -> Path:
@@ -62,7 +79,8 @@ def find_weights(folder: str | os.PathLike, stem: str) -> Path:
             `pytorch_model` too.
 
     Returns:
-        The file to give to `open_tensors`: safetensors before pickle, one file before shards.
+        The file to give to `open_tensors`: safetensors before pickle, one file before shards,
+        the plain file before the variant `fp16`.
 
     Raises:
         CheckpointError: The folder holds no such file.
@@ -84,8 +102,11 @@ def has_weights(folder: str | os.PathLike, stem: str) -> bool:
 
 def _weight_files(stem: str) -> list[str]:
     stems = (stem, "pytorch_model") if stem == "model" else (stem,)
-    suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-    return [stem + suffix for suffix in suffixes for stem in stems]
+    kinds = ("safetensors", "bin")
+    plain = [f"{stem}.{kind}{i}" for kind in kinds for i in ("", ".index.json") for stem in stems]
+    # Variants of diffusers; the index of one has its name in another place.
+    halves = [f"{stem}.fp16.{kind}" for kind in kinds for stem in stems]
+    return plain + halves + [f"{stem}.{kind}.index.fp16.json" for kind in kinds for stem in stems]
 
 
 def write_safetensors(

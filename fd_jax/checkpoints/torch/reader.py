@@ -5,13 +5,14 @@ import enum
 import math
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from fd_jax.checkpoints.errors import file_errors
+from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.errors import CheckpointError
 
@@ -25,14 +26,50 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
     with file_errors(f"{path}: not a readable state dict of torch.save"):
         archive = _Archive(path)
         content = _unpickle(archive.read("data.pkl", _MAX_PICKLE_SIZE))
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            if any(isinstance(value, _Tensor) for value in content.values()):
-                raise ValueError("tensors both in and next to `state_dict`, expected one place")
-            content = content["state_dict"]
-        if not isinstance(content, dict):
-            found = type(content).__name__
-            raise ValueError(f"the top level is a {found}, expected a dict of tensors")
-        return {name: _lazy_tensor(archive, name, tensor) for name, tensor in content.items()}
+        content = _state_dict(content)
+        skipped = _plain_values(content)
+        tensors = {
+            name: _lazy_tensor(archive, name, tensor)
+            for name, tensor in content.items()
+            if name not in skipped
+        }
+    if skipped:
+        names = abbreviate([repr(name) for name in skipped])
+        warnings.warn(f"{path}: {names} skipped, which are no tensors", stacklevel=3)
+    return tensors
+
+
+def _state_dict(content: object) -> dict:
+    """Returns the dict of tensors: the content itself, or the only one in it."""
+    if not isinstance(content, dict):
+        raise ValueError(f"the top level is a {type(content).__name__}, expected a dict of tensors")
+    has_tensors = _holds_tensors(content)
+    if isinstance(content.get("state_dict"), dict):
+        if has_tensors:
+            raise ValueError("tensors both in and next to `state_dict`, expected one place")
+        return content["state_dict"]
+    inner = [key for key, value in content.items() if _holds_tensors(value)]
+    if has_tensors or not inner:
+        return content
+    if len(inner) > 1:
+        raise ValueError(f"tensors in each of {inner}, expected one state dict")
+    return content[inner[0]]
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(x, _Tensor) for x in value.values())
+
+
+def _plain_values(content: dict) -> list[str]:
+    """Returns the names of numbers and texts beside tensors, such as `epoch`."""
+    if not _holds_tensors(content):
+        return []
+    plain = (int, float, str, type(None))
+    return [
+        name
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, plain)
+    ]
 
 
 class _Archive:

@@ -294,15 +294,63 @@ def test_index_and_shards_agree(tmp_path, weight_map, message):
         open_tensors(tmp_path / "index.json")
 
 
-# State dicts with something else in them.
+# State dicts with something else in them, or under other names.
+
+
+@pytest.mark.parametrize("plain", [3, 0.5, "5", None, True, "x" * 1000], ids=repr)
+@pytest.mark.parametrize("key", [None, "state_dict"])
+def test_numbers_and_texts_beside_tensors_are_skipped_by_name(
+    tmp_path, write_torch_zip, plain, key
+):
+    content = make_tensors() | {"epoch": plain}
+    path = write_torch_zip(tmp_path / "x.bin", content if key is None else {key: content})
+    with pytest.warns(UserWarning, match=r"x.bin: 'epoch' skipped, which are no tensors"):
+        found = open_tensors(path)
+    assert_equal(found, make_tensors())
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "params", "net"])
+def test_a_state_dict_may_be_the_only_one_in_a_dict(tmp_path, write_torch_zip, key):
+    content = {"step": 3, "args": {"lr": 1e-3}, key: make_tensors()}
+    assert_equal(open_tensors(write_torch_zip(tmp_path / "x.bin", content)), make_tensors())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_names_of_wrapped_modules_are_shortened(tmp_path, write_torch_zip, prefix, kind):
+    write = write_torch_zip if kind == "bin" else write_safetensors
+    wrapped = {prefix + name: tensor for name, tensor in make_tensors().items()}
+    write(tmp_path / "x", wrapped)
+    found = open_tensors(tmp_path / "x")
+    assert_equal({prefix + name: tensor for name, tensor in found.items()}, wrapped)
+    write(
+        tmp_path / "x",
+        {"unet._orig_mod.a": np.ones(2, "f4"), "postfuse_module.b": np.ones(1, "f4")},
+    )
+    assert set(open_tensors(tmp_path / "x")) == {"unet.a", "postfuse_module.b"}
+    write(tmp_path / "x", {"a": np.ones(2, "f4"), f"{prefix}a": np.ones(2, "f4")})
+    with pytest.raises(CheckpointError, match="expected one tensor of that name"):
+        open_tensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize("stem", ["diffusion_pytorch_model", "model"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_half_precision_variants_are_found(tmp_path, stem, kind):
+    half = tmp_path / f"{stem}.fp16.{kind}"
+    half.touch()
+    assert find_weights(tmp_path, stem) == half
+    plain = tmp_path / f"{stem}.{kind}"
+    plain.touch()
+    assert find_weights(tmp_path, stem) == plain
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": np.zeros(2), "epoch": 3}, "'epoch' is a int"),
-        ({"model": {"a": np.zeros(2)}}, "'model' is a dict"),
-        ({"state_dict": {"a": np.zeros(2), "step": "5"}}, "'step' is a str"),
+        ({"epoch": 3}, "'epoch' is a int"),
+        ({"a": np.zeros(2), "more": {"b": np.zeros(2)}}, "'more' is a dict"),
+        ({"model": {"a": np.zeros(2)}, "ema": {"a": np.zeros(2)}}, "each of .'model', 'ema'."),
+        ({"a": np.zeros(2), 5: 5}, "5 is a int"),
         ({"state_dict": {5: np.zeros(2)}}, "5 is a"),
         ({"state_dict": {"a": np.zeros(2)}, "b": np.zeros(2)}, "next to `state_dict`"),
         ([1], "top level is a list"),
