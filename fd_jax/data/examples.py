@@ -1,7 +1,7 @@
 """Training examples: the arrays of a training step, made from a record."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped, UInt8
@@ -74,7 +74,7 @@ def make_example(
     Raises:
         DataError: The item cannot be used. The message names it.
     """
-    image = None
+    image: Any = None  # read if there is no cache, or if subjects are cut out of it
     if latent_cache is None or config.max_subjects:
         image = decode_image(record.image, record.id)
     for segment in record.segments:
@@ -99,6 +99,8 @@ def make_example(
         segment_map = decode_map(record.segment_map, record.id, *image.shape[:2])
         fitted_map = transforms.fit_map(segment_map, config.resolution, flip=flip)
         if config.crops == "portrait":
+            if backdrop is None:
+                raise DataError("crops is 'portrait' and there is no backdrop, expected a function")
             crops = [portrait(image, segment_map, s, record.id, rng, backdrop) for s in subjects]
         else:
             crops = subject_crops(image, segment_map, subjects, record.id, rng, background)

@@ -217,7 +217,9 @@ class _MakeExample:
         self._training = training
         self._latent_cache = latent_cache
         self._tokenizer = _tokenizer(tokenizer_folder or TOKENIZER)
-        self._backdrop = load_backdrop(config.backdrop) if config.crops == "portrait" else None
+        self._backdrop = None
+        if config.crops == "portrait" and config.backdrop is not None:
+            self._backdrop = load_backdrop(config.backdrop)
 
     def __reduce__(self):
         return _MakeExample, self._arguments

@@ -140,14 +140,16 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
 
 def _content(source: SupportsRead, name: str) -> bytes:
     """Reads a file object to its end, and goes back to where it was if it can."""
+    file: Any = source
     try:
-        position = source.tell() if hasattr(source, "tell") and hasattr(source, "seek") else None
+        can_seek = hasattr(source, "tell") and hasattr(source, "seek")
+        position = file.tell() if can_seek else None
     except (OSError, ValueError):
         position = None
     try:
         content = source.read()
         if position is not None:
-            source.seek(position)
+            file.seek(position)
     except (OSError, ValueError) as error:
         raise PhotographError(f"{name} cannot be read: {error}") from error
     if not isinstance(content, bytes | bytearray):
@@ -283,7 +285,7 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
     """Returns the transpose that undoes the EXIF orientation, or None."""
     # The released code ignores it, and faces may lie on their side.
     with quiet(), contextlib.suppress(*_DAMAGE):
-        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
 
 

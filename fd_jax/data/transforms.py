@@ -192,5 +192,5 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> UInt8[np.ndarray, "rows co
 
 def _resize_as_floats(pixels: Pixels, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
     channels = [Image.fromarray(x) for x in np.moveaxis(pixels, 2, 0).astype(np.float32)]
-    resized = [channel.resize(size, Image.Resampling.BILINEAR) for channel in channels]
+    resized = [np.asarray(x.resize(size, Image.Resampling.BILINEAR)) for x in channels]
     return np.rint(np.stack(resized, axis=2)).astype(np.uint8)

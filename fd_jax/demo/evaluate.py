@@ -91,7 +91,7 @@ class Arguments(Config):
         """Returns all runs: the modes, then SNF with other borders of its stages."""
         common = {key: getattr(self, key) for key in ("num_steps", "solver", "guidance_scale")}
 
-        def run(name: str, mode: str, alpha: float, beta: float) -> Run:
+        def run(name: str, mode: Any, alpha: float, beta: float) -> Run:
             return Run(name, SamplerConfig(mode=mode, alpha=alpha, beta=beta, **common))
 
         main = (self.alpha, self.beta)

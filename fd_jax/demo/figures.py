@@ -59,7 +59,7 @@ def plot(path: Path, evaluation: Evaluation) -> None:
 
 def _label(panel: Any, labels: Sequence[str], points: Sequence[Sequence[float]]) -> None:
     """Writes labels beside a panel, sorted by the height of their points, with a line to each."""
-    order = sorted(range(len(points)), key=lambda i: points[i][::-1])
+    order = sorted(range(len(points)), key=lambda i: tuple(points[i][::-1]))
     panel.autoscale_view()  # otherwise the points move when the figure is drawn
     heights = panel.transAxes.inverted().transform(panel.transData.transform(points))[:, 1]
     first = heights.mean() - _LABEL_GAP * (len(points) - 1) / 2

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fd_jax.data.captions import SUBJECT_MARKER
+from fd_jax.data.ffhq.folder import Split
 from fd_jax.data.ffhq.record import decode_image
 from fd_jax.data.ffhq.source import open_source
 from fd_jax.demo.painters import Scene
@@ -19,7 +20,7 @@ from fd_jax.errors import InputError
 
 Kind = Literal["seen", "unseen"]  # in training: people of a train list or of a test list
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_SPLITS = {"seen": "train", "unseen": "test"}
+_SPLITS: dict[Kind, Split] = {"seen": "train", "unseen": "test"}
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 

@@ -46,7 +46,8 @@ def backdrop(rng: Rng, side: int) -> Painting:
 def _shade(rng: Rng, colour: Colour, amount: int = 12) -> tuple[int, int, int]:
     """A colour near this one."""
     near = np.asarray(colour) + rng.normal(0, amount) + rng.normal(0, amount / 3, 3)
-    return tuple(int(level) for level in near.clip(0, 255))
+    red, green, blue = near.clip(0, 255).astype(int).tolist()
+    return red, green, blue
 
 
 def _sky(side: int, top: Colour, bottom: Colour) -> Float[np.ndarray, "side side 3"]:
@@ -113,7 +114,8 @@ def _snow(rng: Rng, side: int) -> Image.Image:
         draw.polygon(snow, fill=(244, 248, 252))
     draw.polygon(_ridge(rng, side, ground, 0.03), fill=(242, 246, 252))
     for _ in range(70):
-        _disc(draw, *rng.uniform(0, side, 2), side / 110, (255, 255, 255))
+        x, y = rng.uniform(0, side, 2)
+        _disc(draw, x, y, side / 110, (255, 255, 255))
     return image
 
 
@@ -218,7 +220,8 @@ def _stars(rng: Rng, side: int) -> Image.Image:
     image, draw = _canvas(_sky(side, (8, 10, 40), (18, 24, 74)) + 26 * glow)
     for _ in range(110):
         fill = _shade(rng, (230, 232, 250), 20)
-        _disc(draw, *rng.uniform(0, side, 2), side * rng.uniform(0.004, 0.011), fill)
+        x, y = rng.uniform(0, side, 2)
+        _disc(draw, x, y, side * rng.uniform(0.004, 0.011), fill)
     x, y, radius = rng.uniform(0.1, 0.9) * side, 0.16 * side, side * rng.uniform(0.06, 0.09)
     _disc(draw, x, y, radius, (250, 246, 214))
     return image
@@ -232,7 +235,8 @@ def _autumn(rng: Rng, side: int) -> Image.Image:
     colours = ((226, 110, 28), (240, 170, 40), (190, 56, 30))
     for _ in range(230):
         fill = _shade(rng, colours[rng.integers(len(colours))], 10)
-        _disc(draw, *rng.uniform(0, side, 2), side * rng.uniform(0.016, 0.04), fill)
+        x, y = rng.uniform(0, side, 2)
+        _disc(draw, x, y, side * rng.uniform(0.016, 0.04), fill)
     return image
 
 
@@ -261,7 +265,8 @@ def _aquarium(rng: Rng, side: int) -> Image.Image:
         draw.ellipse((x, y - long / 2, x + 1.5 * long, y + long / 2), fill=fill)
         draw.polygon([(x, y), (x - long / 2, y - long / 2), (x - long / 2, y + long / 2)], fill)
     for _ in range(24):
-        _disc(draw, *rng.uniform(0, side, 2), side * rng.uniform(0.006, 0.016), (170, 226, 240))
+        x, y = rng.uniform(0, side, 2)
+        _disc(draw, x, y, side * rng.uniform(0.006, 0.016), (170, 226, 240))
     return image
 
 

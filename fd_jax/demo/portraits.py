@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
+from fd_jax.data.ffhq.folder import Split
 from fd_jax.data.ffhq.record import DataError, Segment, decode_image, decode_map
 from fd_jax.data.ffhq.source import open_source
 from fd_jax.errors import InputError
@@ -55,7 +56,7 @@ class People:
         InputError: There are fewer than two, a mask is missing, or nobody is found in a photograph.
     """
 
-    def __init__(self, roots: list[Path], split: str):
+    def __init__(self, roots: list[Path], split: Split):
         try:
             self._source = open_source(roots, split)
         except DataError as error:

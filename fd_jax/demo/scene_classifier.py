@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,9 @@ def load_or_train(
         progress: Whether to show progress bars.
     """
     side = classifier_side(side)
-    code = b"".join(Path(module.__file__).read_bytes() for module in (painters, portraits, scenes))
+    code = b"".join(
+        Path(str(module.__file__)).read_bytes() for module in (painters, portraits, scenes)
+    )
     recipe = {
         "scenes": [scene.name for scene in scene_list],
         "side": side,
@@ -233,4 +235,5 @@ def _blur(images: Float[Array, "b h w 3"], axis: int) -> Float[Array, "b h w 3"]
     """Averages five pixels along an axis."""
     length = images.shape[axis]
     padded = jnp.pad(images, [(2 * (i == axis), 2 * (i == axis)) for i in range(4)], "edge")
-    return sum(jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(5)) / 5
+    total: Any = sum(jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(5))
+    return total / 5

@@ -1,7 +1,7 @@
 """Scores images: a number for each image and measure of scene and identity."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -70,7 +70,7 @@ class Scorer:
         """Scores images, one for each case."""
         probabilities = self._classifier(pictures)
         scenes = np.array([case.scene for case in cases])
-        scores: dict[str, list[float]] = {"identity": [], "identified": []}
+        scores: dict[str, Any] = {"identity": [], "identified": []}
         views = [
             person_view(picture, place, len(case.people))
             for picture, case in zip(pictures, cases, strict=True)

@@ -11,7 +11,11 @@ from typing import Literal
 from fd_jax.data.ffhq.record import DataError, Record, read_info
 
 Split = Literal["train", "test", "all"]
-ID_FILES = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
+ID_FILES: dict[Split, str] = {
+    "train": "image_ids_train.txt",
+    "test": "image_ids_test.txt",
+    "all": "image_ids.txt",
+}
 SUFFIXES = (".jpg", ".json", ".npy")
 MAX_BYTES = 2**29  # largest file that is read
 

@@ -1,15 +1,16 @@
 """Draws training items for visual inspection: images, segments, captions and crops."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fd_jax.data import transforms
 from fd_jax.data.crops import subject_crops
 from fd_jax.data.ffhq.record import Record, decode_image, decode_map
-from fd_jax.images.sheets import text_block, wrap
+from fd_jax.images.sheets import load_font, text_block, wrap
 
 _COLOURS = ((68, 119, 170), (238, 119, 51), (34, 136, 51), (204, 51, 119), (170, 170, 50))
 _SIDE, _GAP, _BORDER = 224, 12, 4
@@ -44,7 +45,7 @@ def _row(record: Record) -> Image.Image:
     coloured = image.copy()
     caption = record.caption
     labels = [record.id, ""]
-    colours = ["white", "white"]
+    colours: list[Any] = ["white", "white"]
     for i, segment in enumerate(segments):
         colour = _COLOURS[i % len(_COLOURS)]
         inside = segment_map == segment.id
@@ -56,7 +57,7 @@ def _row(record: Record) -> Image.Image:
     for offset, bracket in sorted(borders, reverse=True):
         caption = caption[:offset] + bracket + caption[offset:]
 
-    font = ImageFont.load_default(14)
+    font = load_font(14)
     line = sum(font.getmetrics())
     width = max(len(labels) * (_SIDE + _GAP) - _GAP, _CAPTION_WIDTH)
     row = Image.new("RGB", (width, _SIDE + 3 * line), "white")

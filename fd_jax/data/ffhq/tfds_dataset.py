@@ -82,8 +82,9 @@ class FfhqFastcomposer(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, ids: list[str], progress: tqdm) -> Iterator[tuple[str, dict]]:
+        metadata: Any = self.info.metadata  # set in `_info`
         for record in in_order(functools.partial(_checked, self._root), ids):
-            self.info.metadata["labels"][record.id] = [s.coco_label for s in record.segments]
+            metadata["labels"][record.id] = [s.coco_label for s in record.segments]
             content = record._asdict()
             del content["index"]
             content["segments"] = [
@@ -148,7 +149,7 @@ class Dataset:
             raise DataError(f"{folder} has no split {split!r}, only {', '.join(lists)}")
         stored = stored_splits(lists)
         try:
-            info = _open(folder).info
+            info: Any = _open(folder).info
             for path in (path for part in info.splits.values() for path in part.filepaths):
                 if not path.exists():
                     raise ValueError(f"{path.name} is missing")
@@ -162,7 +163,7 @@ class Dataset:
         self._places = [places[name] for name in self.ids]
 
     @functools.cached_property
-    def _sources(self) -> dict[str, Any]:
+    def _sources(self) -> Any:
         check_metadata(self._folder)  # again: a worker process opens the files later
         keep = {key: tfds.decode.SkipDecoding() for key in ("image", "segment_map")}
         return _open(self._folder).as_data_source(decoders=keep)
@@ -219,6 +220,7 @@ def _checked(root: Path, name: str) -> Record:
                 f"{root}: item {name}: {problem.kind}: {problem.text}; fd-data check {root} lists "
                 "all such items"
             )
+    assert record is not None  # a record without a problem is whole
     height, width, _ = decode_image(record.image, name).shape
     segment_map = decode_map(record.segment_map, name, height, width)
     encoded = io.BytesIO()

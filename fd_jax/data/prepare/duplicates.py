@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from fd_jax.data.prepare.item import Result
 
@@ -24,7 +24,7 @@ def find_duplicates(results: Sequence[Result]) -> dict[str, str]:
     side = round(thumbnails.shape[1] ** 0.5)
     # Means of 4 x 4 blocks differ no more than their pixels, and are few enough to be searched.
     blocks = thumbnails.reshape(-1, side // 4, 4, side // 4, 4).mean(axis=(2, 4))
-    tree = cKDTree(blocks.reshape(len(written), -1))
+    tree = KDTree(blocks.reshape(len(written), -1))
     pairs = tree.query_pairs(_MOST, p=np.inf)
     duplicates: dict[str, str] = {}
     for first, second in sorted(pairs):

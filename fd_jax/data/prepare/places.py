@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fd_jax.data.prepare.phrases import Phrase
 
@@ -86,7 +86,8 @@ def find_places(caption: str, phrases: Sequence[Phrase]) -> list[Place]:
 def _inside_phrases(caption: str, phrases: Sequence[Phrase]) -> Iterator[Place]:
     for i, phrase in enumerate(phrases):
         if match := _INSIDE.search(caption[phrase.start : phrase.end]):
-            yield Place(i, match[1].lower() if match[1] else "middle")
+            kind: Any = match[1].lower() if match[1] else "middle"
+            yield Place(i, kind)
 
 
 def _meaning(match: re.Match[str]) -> tuple[Kind, int]:
