@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from fd_jax.training.initialize import read_sizes
+from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
+from fd_jax.training.run import Model
 
 from benchmarks.peers import random_weights
 from benchmarks.torch_step import Trainer
@@ -22,10 +25,7 @@ from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
 from fd_jax.networks import make_networks
 from fd_jax.training.config import ModelConfig, TrainConfig
-from fd_jax.training.initialize import read_sizes
-from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
 from fd_jax.training.prefetch import place
-from fd_jax.training.run import Model
 from fd_jax.training.step import TrainState, init_state
 from fd_jax.types import Params
 

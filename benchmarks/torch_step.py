@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from fd_jax.training.objective import Draws, Inputs, ObjectiveConfig
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -31,7 +32,6 @@ from fd_jax.checkpoints.torch.names import (
 )
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
-from fd_jax.training.objective import Draws, Inputs, ObjectiveConfig
 
 
 class KeepsMap(AttnProcessor2_0):

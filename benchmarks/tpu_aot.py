@@ -30,6 +30,8 @@ os.environ |= {
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fd_jax.training.initialize import read_sizes
+from fd_jax.training.model import Model
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -53,8 +55,6 @@ from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import ComputeConfig, ModelConfig, TrainConfig
 from fd_jax.training.flops import count_flops
-from fd_jax.training.initialize import read_sizes
-from fd_jax.training.model import Model
 from fd_jax.training.step import init_state
 
 PROGRAMS = ("unet", "encode", "sampler", "decode", "tdm", "sdm")

@@ -10,10 +10,9 @@ its first step on; CLIP's encoder, which the paper's SDM begins with, has learnt
 
 import dataclasses
 
-from configs.tdm_small import COMPUTE, MODEL
+from configs._small import COMPUTE, MODEL
 from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 # Of this run and of the SDM.
@@ -31,7 +30,7 @@ DATA = DataConfig(
 )
 
 CONFIG = TrainConfig(
-    objective=ObjectiveConfig(kind="encoder"),
+    task="encoder",
     model=MODEL,
     data=dataclasses.replace(DATA, batch_size=64, caption_drop_prob=0.0, subject_keep_prob=1.0),
     optimizer=OptimizerConfig(

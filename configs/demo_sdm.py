@@ -11,23 +11,23 @@ would take away.
 
 import dataclasses
 
+from configs._small import LOCALIZATION_LEVELS
 from configs.demo_encoder import DATA
 from configs.demo_tdm import CONFIG as TDM
 from fd_jax.assets import PEOPLE
-from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.config import ObjectiveConfig
 
 WOMAN, MAN = PEOPLE / "P003" / "P003.jpg", PEOPLE / "P005" / "P005.jpg"
 
 CONFIG = dataclasses.replace(
     TDM,
+    task="sdm",
     objective=ObjectiveConfig(
-        kind="sdm",
         prediction_type="v_prediction",
         mask_probability=0.5,
         localization_weight=1e-2,
         appearance_weight=0.1,
-        # Grids of 16 x 16 and 8 x 8; the middle has 4 x 4.
-        localization_levels=("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"),
+        localization_levels=LOCALIZATION_LEVELS,
     ),
     data=DATA,
     optimizer=dataclasses.replace(

@@ -7,14 +7,14 @@ SCENES is what `python -m fd_jax.demo.scenes` writes. The UNet predicts v (arXiv
 loss does not let go of colours and layout at high noise, which a small model must learn first.
 """
 
-from configs.tdm_small import COMPUTE, MODEL
+from configs._small import COMPUTE, MODEL
 from fd_jax.data.config import DataConfig
-from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.config import LoopConfig, ObjectiveConfig, PreviewConfig, TrainConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    objective=ObjectiveConfig(kind="tdm", prediction_type="v_prediction"),
+    task="tdm",
+    objective=ObjectiveConfig(prediction_type="v_prediction"),
     model=MODEL,
     data=DataConfig(
         batch_size=16, resolution=64, max_subjects=0, caption_drop_prob=0.1, num_threads=2

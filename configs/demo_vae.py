@@ -8,15 +8,15 @@ that all their steps go into what they are for. `latent_std` in the metrics tell
 are from the unit variance that scaling_factor 1 takes for granted.
 """
 
-from configs.tdm_small import COMPUTE, MODEL
+from configs._small import COMPUTE, MODEL
 from fd_jax.assets import PEOPLE
 from fd_jax.data.config import DataConfig
-from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.config import LoopConfig, ObjectiveConfig, PreviewConfig, TrainConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    objective=ObjectiveConfig(kind="vae", divergence_weight=3e-3),
+    task="vae",
+    objective=ObjectiveConfig(divergence_weight=3e-3),
     model=MODEL,
     data=DataConfig(
         batch_size=8,

@@ -10,12 +10,12 @@ the subject fusion and the last two layers of the image encoder train. Parameter
 
 from fd_jax.assets import PEOPLE
 from fd_jax.data.config import DataConfig
-from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.config import LoopConfig, ObjectiveConfig, PreviewConfig, TrainConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    objective=ObjectiveConfig(kind="sdm", mask_probability=0.5, localization_weight=1e-3),
+    task="sdm",
+    objective=ObjectiveConfig(mask_probability=0.5, localization_weight=1e-3),
     data=DataConfig(batch_size=32, resolution=512, subject_resolution=224, num_workers=8),
     optimizer=OptimizerConfig(
         learning_rate=1e-5,

@@ -10,19 +10,17 @@ it, 1,500 steps took 30 minutes and 4 GB of memory; the held-out noise loss fell
 on the subject.
 """
 
-from configs.tdm_small import COMPUTE, LOOP, MODEL
+from configs._small import COMPUTE, LOCALIZATION_LEVELS, LOOP, MODEL
 from fd_jax.assets import PEOPLE
 from fd_jax.data.config import DataConfig
-from fd_jax.training.config import PreviewConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
+from fd_jax.training.config import ObjectiveConfig, PreviewConfig, TrainConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
+    task="sdm",
     objective=ObjectiveConfig(
-        kind="sdm",
         localization_weight=1e-2,
-        # Grids of 16 x 16 and 8 x 8; the middle has 4 x 4.
-        localization_levels=("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"),
+        localization_levels=LOCALIZATION_LEVELS,
     ),
     model=MODEL,
     data=DataConfig(batch_size=16, resolution=64, subject_resolution=64, max_subjects=2),

@@ -11,11 +11,10 @@ must: what changes is which pictures the model makes.
 
 from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, PreviewConfig, TrainConfig
-from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    objective=ObjectiveConfig(kind="tdm"),
+    task="tdm",
     data=DataConfig(batch_size=16, resolution=512, max_subjects=0, num_workers=8),
     optimizer=OptimizerConfig(learning_rate=1e-5, ema_decay=None, train=(("unet/", 1.0),)),
     loop=LoopConfig(num_steps=150_000, seed=42, checkpoint_every=5000, keep_every=50_000),

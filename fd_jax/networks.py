@@ -57,6 +57,10 @@ class Networks(NamedTuple):
     vae: Network
     dtype: jnp.dtype
 
+    def shapes(self) -> dict[str, Params]:
+        """Returns the shapes of all parameters by network."""
+        return {name: getattr(self, name).abstract for name in self._fields if name != "dtype"}
+
 
 def make_networks(
     architecture: Architecture,

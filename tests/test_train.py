@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-import train
+from fd_jax.training import cli
 from fd_jax.training.metrics import read_metrics
 from tests.helpers.processes import start, together
 
-CONFIG = "from tests.training.conftest import make_config\n\nCONFIG = make_config({})\n"
+CONFIG = "from tests.helpers.training import make_config\n\nCONFIG = make_config({})\n"
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def run(monkeypatch, capsys):
     """Runs the command line up to the training, which is replaced; returns status and output."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     seen = []
-    monkeypatch.setattr(train, "train", lambda *args: seen.append(args))
+    monkeypatch.setattr(cli, "train", lambda *args: seen.append(args))
 
     def run(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            train.cli()
+            cli.main()
         out, err = capsys.readouterr()
         return stop.value.code, " ".join((out + err).replace("│", " ").split()), seen
 
@@ -113,15 +113,17 @@ def test_bad_config_files_are_named(run, tmp_path, case):
     assert seen == []
 
 
-CONFIGS = sorted(path.stem for path in pathlib.Path(train.__file__).parent.glob("configs/*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_configs_are_complete(run, tmp_path, name):
-    path = pathlib.Path(train.__file__).parent / "configs" / f"{name}.py"
-    status, _, [(settings, _)] = run("--config", path, "--workdir", tmp_path, "--data.root", "a")
+    status, _, [(settings, _)] = run("--config", name, "--workdir", tmp_path, "--data.root", "a")
     assert status == 0
-    assert settings.objective.kind in name.split("_")
+    path = FOLDER / f"{name}.py"
+    assert run("--config", path, "--workdir", tmp_path, "--data.root", "a")[2][-1][0] == settings
+    assert settings.task in name.split("_")
     assert (settings.model is None) == ("ffhq" in name)
 
 

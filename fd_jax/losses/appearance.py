@@ -1,4 +1,4 @@
-"""A lesson for an image encoder that is trained from scratch: what its subject looks like."""
+"""Auxiliary loss: an image encoder trained from scratch predicts its subject's coarse colours."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +6,10 @@ from jaxtyping import Array, Float
 
 from fd_jax.types import HasSubject, Images, SubjectEmbeds
 
-_LUMA, _CHROMA = 8, 4  # frequencies a side
-SIZE = _LUMA**2 + 2 * _CHROMA**2  # numbers that describe a subject
-_GRID = 16  # cells a side of a subject's box
+_LUMA = 8  # frequencies per axis of the brightness
+_CHROMA = 4  # frequencies per axis of each colour difference
+SIZE = _LUMA**2 + 2 * _CHROMA**2  # length of a subject's description
+_GRID = 16  # cells per axis of a subject's box
 
 SubjectMasks = Float[Array, "b s h w"]
 
@@ -16,17 +17,16 @@ SubjectMasks = Float[Array, "b s h w"]
 def appearance_loss(
     embeds: SubjectEmbeds, image: Images, masks: SubjectMasks, has_subject: HasSubject
 ) -> Float[Array, " b"]:
-    """Returns each sample's mean squared error of its subjects' embeddings, absent ones being 0.
+    """Returns each sample's mean squared error of its subjects' embeddings.
 
-    The noise loss alone teaches an encoder late whom it sees: as long as the UNet ignores the
-    embeddings, nothing improves them, and the UNet ignores them as long as they say nothing.
+    The denoising loss alone trains such an encoder late: as long as the UNet ignores the
+    embeddings they do not improve, and it ignores them as long as they carry no information.
 
     Args:
-        embeds: Of the image encoder, from photographs of the subjects; `SIZE` numbers at least, of
-            which the first count.
-        image: That shows the subjects, -1..1.
-        masks: Of each subject, 0 or 1, at the image's size.
-        has_subject: Which subjects there are.
+        embeds: Embeddings of the subjects' photographs. The first `SIZE` entries are compared.
+        image: Image of the subjects, [-1, 1].
+        masks: Subject masks, 0 or 1, at the image's size.
+        has_subject: True where a subject is present; absent ones count 0.
     """
     error = embeds[..., :SIZE].astype(jnp.float32) - appearance(image, masks)
     loss = jnp.mean(error**2, axis=-1) * has_subject
@@ -34,10 +34,11 @@ def appearance_loss(
 
 
 def appearance(image: Images, masks: SubjectMasks) -> Float[Array, "b s 96"]:
-    """Returns the low frequencies of each subject's colours, of roughly unit variance.
+    """Returns the low frequencies of each subject's colours, with roughly unit variance.
 
-    As in JPEG, but of the subject alone, in its mask's box: its mean colours in a grid of cells, 0
-    in those without it, as brightness and two differences of colour, each cosine-transformed.
+    As in JPEG, restricted to the subject: the box of its mask is divided into a grid of cells; the
+    mean colour of its pixels in each cell (0 without any) is split into brightness and two colour
+    differences, and each of the three planes is cosine-transformed.
     """
     rows, columns = _cells(masks.max(axis=3)), _cells(masks.max(axis=2))
     covered = jnp.einsum("bsyh,bshw,bsxw->bsyx", rows, masks, columns)
@@ -52,7 +53,7 @@ def appearance(image: Images, masks: SubjectMasks) -> Float[Array, "b s 96"]:
 
 
 def _cells(is_inside: Float[Array, "b s n"]) -> Float[Array, "b s 16 n"]:
-    """How much each line of pixels belongs to each of the cells between the first and last one."""
+    """Returns the share of each line of pixels in each grid cell of the mask's extent."""
     size = is_inside.shape[-1]
     line, cell = jnp.arange(size)[None, None, None], jnp.arange(_GRID)[None, None, :, None]
     is_inside = is_inside[:, :, None] > 0
@@ -66,7 +67,7 @@ def _cells(is_inside: Float[Array, "b s n"]) -> Float[Array, "b s 16 n"]:
 def _transformed(
     plane: Float[Array, "b s y x"], count: int, *, is_luma: bool
 ) -> Float[Array, "b s n"]:
-    """The lowest frequencies of a plane, scaled up as pictures have less of the higher ones."""
+    """Returns the lowest frequencies of a plane, the higher ones scaled up to unit variance."""
     k, n = np.arange(count)[:, None], np.arange(_GRID)[None]
     basis = np.cos(np.pi * k * (2 * n + 1) / (2 * _GRID)) * np.where(k == 0, 1, np.sqrt(2)) / _GRID
     scale = (2.5 if is_luma else 8.0) * (1 + 1.5 * np.hypot(k, k.T))

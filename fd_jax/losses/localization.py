@@ -1,4 +1,4 @@
-"""The localization loss: a subject's word should be attended to where the subject is."""
+"""The localization loss: cross-attention to a subject's word should stay inside of its mask."""
 
 import math
 
@@ -22,15 +22,15 @@ def localization_loss(
 ) -> Float[Array, " b"]:
     """Returns, for each sample, attention outside the subjects minus attention inside.
 
-    For each layer, head and present subject the mean of the attention to the subject's token over
-    the background minus that over its mask; then the mean over subjects, heads and layers. Eq. 5
-    of arXiv:2305.10431.
+    For each layer, head and present subject: the attention to the subject's token averaged over
+    the background, minus the same averaged over its mask. Then the mean over subjects, heads and
+    layers. Eq. 5 of arXiv:2305.10431.
 
     Args:
-        maps: Cross-attention probabilities by layer; the queries are the pixels of squares.
-        masks: Of each subject, 0 or 1, at the image's size.
+        maps: Cross-attention probabilities by layer; queries are the pixels of a square grid.
+        masks: Subject masks, 0 or 1, at the image's size.
         index: Position of each subject's token.
-        has_subject: Which subjects there are.
+        has_subject: True where a subject is present.
     """
     layers = []
     for probs in maps.values():

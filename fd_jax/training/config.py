@@ -1,30 +1,59 @@
-"""The settings of a training run, from a file and the command line."""
+"""The configuration of a training run."""
 
 import dataclasses
-import inspect
-import re
-import runpy
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import tyro
 
 from fd_jax import distributed, sharding
 from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from fd_jax.config import Config, differences, nearest, to_json
+from fd_jax.config import Config
 from fd_jax.data.config import DataConfig
 from fd_jax.errors import InputError
+from fd_jax.losses import denoising, localization
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import Remat, as_dtype
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.training.objective import ObjectiveConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Config):
+    """Terms of the loss, and their weights."""
+
+    mask_probability: float = 0.5
+    """Probability that the denoising loss of a batch counts the subjects' pixels alone (sdm)."""
+    absent: denoising.Absent = "whole"
+    """Pixels that count, in such a batch, of a sample without subjects: whole, all of them;
+    released, none, as in the released code."""
+    localization_weight: float = 1e-3
+    """Weight of the localization loss (sdm)."""
+    localization_levels: tuple[str, ...] = localization.LEVELS
+    """Levels of the UNet whose cross-attention enters the localization loss."""
+    appearance_weight: float = 0.0
+    """Weight of the appearance loss, for an image encoder trained from scratch (sdm)."""
+    min_snr_gamma: float | None = None
+    """Gamma of min-SNR weighting (arXiv:2303.09556), commonly 5; none by default."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """Prediction of the UNet; by default that of the model it is initialized from, else epsilon."""
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction loss, where the autoencoder trains."""
+    divergence_weight: float = 1e-3
+    """Weight of the latents' divergence from a standard normal, where the autoencoder trains."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("mask_probability", 0, 1)
+        for name in ("localization", "appearance", "reconstruction", "divergence"):
+            self.require(f"{name}_weight", 0)
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise InputError(f"min_snr_gamma is {self.min_snr_gamma}, expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """Sizes of networks that are trained from scratch."""
+    """Architecture of networks that are trained from scratch."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
@@ -35,31 +64,32 @@ class ModelConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig(Config):
-    """What training begins with. What nothing here gives begins at random."""
+    """Checkpoints that parameters are initialized from. Parts that none has start at random."""
 
     base: Path | None = None
     """Stable Diffusion 1.5, a folder in the layout of diffusers."""
     image_encoder: Path | None = None
     """CLIP ViT-L/14, a folder in the layout of transformers (sdm)."""
     checkpoint: Path | None = None
-    """An earlier run, or a file of the released layout, whose parts come before those of base:
-    the SDM may begin as the TDM, the TDM with the autoencoder of a run that trained it alone. An
-    autoencoder that files give stays as it is, unless it alone trains: TDM and SDM share it."""
+    """An earlier run, or a file of the released layout. Its parts take precedence over those of
+    base. An SDM may be initialized from a TDM, a TDM from a run of the autoencoder alone. TDM and
+    SDM share the autoencoder, so one that is initialized from a checkpoint stays frozen, unless it
+    trains alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Config):
-    """How the same numbers are computed."""
+    """Precision, memory and speed. The loss changes by rounding at most."""
 
     dtype: str = "bfloat16"
-    """Of the computation, bfloat16 or float32. Parameters and moments are float32."""
+    """Dtype of the computation, bfloat16 or float32. Parameters and optimizer are float32."""
     attention: AttentionKind = "auto"
-    """How attention is computed; auto takes what suits the machine."""
+    """Implementation of attention; auto picks one for the device."""
     remat: Remat = "none"
-    """What is computed again on the way back to save memory: none, all but the products of
-    matrices (dots), or whole blocks."""
+    """Activations that are rematerialized in the backward pass: none, all but the results of matrix
+    products (dots), or those of whole blocks (blocks)."""
     accumulation: int = 1
-    """In how many parts, one after another, the gradient of a batch is computed."""
+    """Number of parts of a batch whose gradients are computed one after another and averaged."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,28 +99,28 @@ class ComputeConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
-    """How long, and what happens on the way."""
+    """Length of the run, and the intervals of checkpoints, evaluation and previews."""
 
     num_steps: int = 150_000
-    """Steps in all, those of earlier parts of the run included."""
+    """Total number of steps, including those before a resume."""
     seed: int = 42
-    """Of initial parameters, order of the data, augmentation and noise."""
+    """Seed of initial parameters, data order, augmentation and noise."""
     checkpoint_every: int = 1000
-    """Steps from one checkpoint to the next. There is one at the end, and on SIGTERM, too."""
+    """Steps between checkpoints. The last step and SIGTERM also save one."""
     keep_latest: int = 2
-    """Checkpoints that are kept besides the best."""
+    """Number of latest checkpoints to keep, besides the best one."""
     keep_every: int | None = None
-    """Steps whose multiples are kept for good."""
+    """Keep the checkpoints of all multiples of this step."""
     log_every: int = 10
-    """Steps that a line of metrics is the mean of."""
+    """Steps whose metrics are averaged into one line of the log."""
     eval_every: int = 1000
-    """Steps from one measurement on held-out images to the next; 0 never measures."""
+    """Steps between evaluations of the loss on held-out images; 0 for none."""
     eval_batches: int = 8
-    """Batches of held-out images that are measured."""
+    """Number of held-out batches."""
     preview_every: int = 1000
-    """Steps from one set of pictures to the next; 0 makes none."""
+    """Steps between sheets of preview images; 0 for none."""
     profile: tuple[int, int] | None = None
-    """First and last step of a trace for TensorBoard's profiler, written to WORKDIR/profile."""
+    """First and last step of a profiler trace, written to WORKDIR/profile for TensorBoard."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +136,7 @@ class LoopConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig(Config):
-    """Where metrics go besides WORKDIR/metrics.jsonl."""
+    """Destinations of metrics besides WORKDIR/metrics.jsonl."""
 
     tensorboard: bool = False
     """Write to WORKDIR/tensorboard; needs the package tensorboardX."""
@@ -116,17 +146,16 @@ class LogConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewConfig(Config):
-    """Pictures that are made at intervals, always from the same noise."""
+    """Images that are made at intervals, always from the same noise."""
 
     prompts: tuple[str, ...] = ()
-    """Without markers for a tdm, with them for an sdm; none for a vae."""
+    """Prompts, with markers for an sdm and without for a tdm; none for a vae."""
     references: tuple[Path, ...] = ()
-    """Photographs for the markers of all prompts, one after another (sdm), or to be seen beside
-    their reconstructions (vae)."""
+    """Photographs for the markers of all prompts, in order (sdm), or to be reconstructed (vae)."""
     num_steps: int = 25
-    """Of DPM-Solver++."""
+    """Steps of DPM-Solver++."""
     guidance_scale: float = 5.0
-    """Strength of classifier-free guidance."""
+    """Scale of classifier-free guidance."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,9 +167,13 @@ class PreviewConfig(Config):
 class TrainConfig(Config):
     """A training run."""
 
+    task: str = "sdm"
+    """tdm: scenes, from captions alone. sdm: persons, whose photographs augment the caption. vae:
+    the autoencoder alone, for a TDM and an SDM to share. encoder: the image encoder alone, by the
+    appearance loss, for an SDM to be initialized from."""
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     model: Annotated[ModelConfig | None, tyro.conf.AvoidSubcommands] = None
-    """Sizes to train from scratch; without them, those of what the run begins with."""
+    """Architecture to train from scratch; by default that of the checkpoints in `init`."""
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -150,109 +183,3 @@ class TrainConfig(Config):
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     preview: PreviewConfig = dataclasses.field(default_factory=PreviewConfig)
     processes: distributed.Processes = dataclasses.field(default_factory=distributed.Processes)
-
-
-# What may change from one part of a run to the next: it changes no number of any step but by
-# rounding. The data may move; that it is the same is checked by its ids.
-_FREE = (
-    r"compute\.(attention|remat|accumulation)|mesh\..*|log\..*|preview\..*|processes\..*|"
-    r"loop\.(?!seed).*|data\.(root|num_workers|num_threads|prefetch|latent_cache|encodings)(\..*)?"
-)
-
-
-def check_same(stored: dict[str, Any], config: TrainConfig, where: str) -> None:
-    """Raises InputError if the run in a folder was started with other settings."""
-    changed = differences(stored, to_json(config))
-    changed = {name: pair for name, pair in changed.items() if not re.fullmatch(_FREE, name)}
-    if config.optimizer.schedule != "constant":
-        both = stored.get("loop", {}).get("num_steps"), config.loop.num_steps
-        if both[0] != both[1]:  # at which the learning rate ends
-            changed["loop.num_steps"] = both
-    if changed:
-        lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
-        raise InputError(
-            "\n".join([f"{where} holds a run with other settings:", *lines])
-            + "\nexpected the same settings, or a new --workdir"
-        )
-
-
-def read_config_file(path: Path) -> tuple[TrainConfig, str]:
-    """Executes a config file and returns its CONFIG and its docstring.
-
-    Raises:
-        InputError: The file is missing, fails, or has no CONFIG of type TrainConfig.
-    """
-    if not path.is_file():
-        there = sorted(entry.name for entry in path.parent.glob("*.py")) if path.parent else []
-        raise InputError(
-            f"config {path} does not exist, expected a Python file{nearest(path.name, there)}"
-        )
-    try:
-        found = runpy.run_path(str(path))
-    except (TypeError, SyntaxError, ImportError, NameError, AttributeError) as error:
-        raise InputError(f"config {path}: {error}{_nearest_field(str(error))}") from error
-    config = found.get("CONFIG")
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"config {path}: CONFIG is {config!r:.80}, expected a TrainConfig")
-    return config, inspect.cleandoc(found.get("__doc__") or "")
-
-
-def _nearest_field(message: str) -> str:
-    """Completes Python's complaint about a keyword that a dataclass does not have."""
-    match = re.search(r"unexpected keyword argument '(\w+)'", message)
-    if not match:
-        return ""
-    names = {field.name for cls in _dataclasses(TrainConfig) for field in dataclasses.fields(cls)}
-    return nearest(match[1], sorted(names))
-
-
-def _dataclasses(cls: type) -> list[type]:
-    """A dataclass and those of its fields."""
-    found = [cls]
-    for field in dataclasses.fields(cls):
-        for inner in (field.type, *getattr(field.type, "__args__", ())):
-            for kind in (inner, *getattr(inner, "__args__", ())):
-                if dataclasses.is_dataclass(kind):
-                    found += _dataclasses(kind)
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class CommandLine:
-    """What `train.py` takes besides the settings of a run."""
-
-    config: Path
-    """A file of configs/."""
-    workdir: Path
-    """Folder of the run: checkpoints, metrics, pictures. The same again resumes."""
-
-
-def parse(arguments: Sequence[str], description: str) -> tuple[CommandLine, TrainConfig]:
-    """Reads the command line: a config file, a folder, and any setting by its dotted name.
-
-    Raises:
-        InputError: The config file cannot be used, or a setting is out of range.
-        SystemExit: The command line is wrong, which tyro explains; or help was asked for.
-    """
-    default = TrainConfig()
-    path = _value_of("--config", arguments)
-    if path is not None:
-        default, docstring = read_config_file(Path(path))
-        description = f"{description}\n\n{path}: {docstring}"
-
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        line: Annotated[CommandLine, tyro.conf.arg(name="")]
-        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default
-
-    found = tyro.cli(Arguments, args=list(arguments), description=description)
-    return found.line, found.settings
-
-
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"{option}="):
-            return argument.removeprefix(f"{option}=")
-    return None

@@ -1,13 +1,22 @@
-"""Arithmetic that a function asks for, and that a device can do."""
+"""FLOPs of a traced function and of a training step, and peak FLOP/s by device."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-# Dense bfloat16 FLOP/s by device kind, from the makers' data sheets.
+from fd_jax import params
+from fd_jax.data.captions import MAX_TOKENS
+from fd_jax.data.config import DataConfig
+from fd_jax.data.examples import Example
+from fd_jax.params import Flat
+from fd_jax.training.step import TrainState
+from fd_jax.training.tasks.base import Batch, Draws, Task, to_inputs
+
+# Dense bfloat16 FLOP/s by device kind, from the vendors' data sheets.
 _PEAKS = {
     "TPU v3": 61.5e12,
     "TPU v4": 275e12,
@@ -24,20 +33,73 @@ _PEAKS = {
 
 
 def peak_flops(kind: str) -> float | None:
-    """Returns the bfloat16 FLOP/s of a kind of device, or None if not known, as of a CPU."""
+    """Returns the bfloat16 FLOP/s of a kind of device, or None if it is unknown, such as a CPU."""
     names = [name for name in _PEAKS if kind == name or kind.startswith(f"{name} ")]
     return _PEAKS[max(names, key=len)] if names else None
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Returns the FLOPs of all products and convolutions of a function, two per multiply-add.
+    """Counts the FLOPs of all matrix products and convolutions of a function, two per multiply-add.
 
     Args:
-        function: Is traced, not run. What loops do is counted as often as they do it; of a
-            conditional the dearest branch counts.
+        function: Function to trace. The body of a loop counts once per iteration; of a
+            conditional, the most expensive branch counts.
         *args: Arrays, or their shapes.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_step_flops(task: Task, state: TrainState, frozen: Flat, data: DataConfig) -> int:
+    """Counts the model FLOPs of a training step: without rematerialization.
+
+    Args:
+        task: Task, with networks that rematerialize nothing.
+        state: Training state, or its shapes.
+        frozen: Frozen parameters, or their shapes.
+        data: Gives the shapes of a batch.
+    """
+    batch = abstract_batch(task, data)
+    draws = jax.eval_shape(task.draw, jax.random.key(0), batch)
+
+    def gradient(trained: Flat, frozen: Flat, batch: Batch, draws: Draws) -> Flat:
+        def loss(trained: Flat) -> jax.Array:
+            return task.loss(params.nested(frozen | trained), to_inputs(batch.examples), draws)[0]
+
+        return jax.grad(loss)(trained)
+
+    return count_flops(gradient, state.params, frozen, batch, draws)
+
+
+def abstract_batch(task: Task, data: DataConfig) -> Batch:
+    """Returns the shapes of a batch."""
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
+
+    side = data.resolution
+    subject_side = data.subject_resolution
+    if data.latent_cache is None:
+        encoded = {"image": array(jnp.uint8, side, side, 3)}
+    else:
+        stored = jnp.uint16 if task.networks.dtype == jnp.bfloat16 else jnp.float32
+        latent_side = side // task.architecture.vae.downscale
+        width = task.architecture.text_encoder.hidden_size
+        encoded = {
+            "image": None,
+            "posterior": array(stored, latent_side, latent_side, 8),
+            "text": array(stored, MAX_TOKENS, width),
+        }
+    examples = Example(
+        segment_map=array(jnp.uint8, side, side),
+        subject_pixels=array(jnp.uint8, data.max_subjects, subject_side, subject_side, 3),
+        subject_ids=array(jnp.uint8, data.max_subjects),
+        input_ids=array(jnp.int32, MAX_TOKENS),
+        subject_token_index=array(jnp.int32, data.max_subjects),
+        has_subject=array(jnp.bool_, data.max_subjects),
+        index=array(jnp.int32),
+        **encoded,
+    )
+    return Batch(examples, array(jnp.int32))
 
 
 def _count(jaxpr: Jaxpr) -> int:
@@ -53,7 +115,8 @@ def _equation(equation: JaxprEqn) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         out_features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        # Zeros that are only inserted by a stride on the way back are not multiplied in earnest.
+        # The backward pass of a strided convolution dilates its input; the inserted zeros are not
+        # counted.
         inserted = math.prod(params["lhs_dilation"])
         return 2 * equation.outvars[0].aval.size * (kernel.size // out_features) // inserted
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]

@@ -1,9 +1,9 @@
-"""The loop: steps, metrics, checkpoints, and what is to be done when it goes wrong."""
+"""The training loop: steps, metrics, checkpoints, previews, and the end of a run."""
 
-import json
 import math
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +16,23 @@ from tqdm import tqdm
 from fd_jax import distributed, sharding
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.config import to_json
+from fd_jax.files import write_json
 from fd_jax.images.png import write_png
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
-from fd_jax.training.flops import peak_flops
 from fd_jax.training.metrics import MetricsWriter
 from fd_jax.training.prefetch import DevicePrefetcher
+from fd_jax.training.rates import RateMeter
+from fd_jax.training.run_lock import RunLock
+from fd_jax.training.signals import SignalGuard
 from fd_jax.training.step import TrainState
+from fd_jax.training.tasks.base import Preview
+
+Evaluate = Callable[[Flat, Flat], dict[str, float]]  # trained, frozen -> mean held-out losses
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss, or the norm of the gradient, is no finite number."""
+    """The loss or the norm of the gradient is not a finite number."""
 
 
 class Pending(NamedTuple):
@@ -34,69 +40,31 @@ class Pending(NamedTuple):
 
     step: int
     metrics: dict[str, jax.Array]
-    index: np.ndarray
-
-
-class Mark(NamedTuple):
-    """A point in the run, from which rates are measured."""
-
-    time: float
-    waited: float  # seconds, for data, so far
-    step: int
-
-
-class Stop:
-    """Notes signals that ask to stop, so that a checkpoint can be written first."""
-
-    def __init__(self):
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        # With several processes JAX listens to SIGTERM, and tells all of them of it.
-        signals = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
-        for number in signals:
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.signal is not None:  # the second time means now
-            signal.signal(number, self._before[number])
-            signal.raise_signal(number)
-        self.signal = number
-
-
-class Tools(NamedTuple):
-    """What the loop works with."""
-
-    train_step: Any  # compiled: state, frozen, batch, key -> state, metrics
-    evaluate: Any  # trained, frozen -> metrics of held-out examples; None without any
-    preview: Any  # trained, frozen -> a sheet of pictures; None without prompts
-    store: RunCheckpoints
-    feed: DevicePrefetcher
-    name: Any  # numbers of the data's items -> their ids
-    learning_rate: Any  # steps done -> rate
-    flops: int  # of a step, as the model asks for them
+    index: np.ndarray  # items of the batch
 
 
 class Loop:
-    """Trains until the last step, or until it is told to stop.
+    """Trains until the last step or a signal.
 
-    Metrics of a step are read once the next one is on its way, so that devices never wait for
+    Metrics of a step are read after the next one is dispatched, so that devices never wait for
     Python.
 
     Args:
         config: Config of the run.
-        workdir: Its folder.
+        workdir: Folder of the run.
         mesh: Devices.
-        tools: What it works with.
-        state: To begin with.
+        state: State to start from. It is donated to the first step.
         frozen: Parameters that do not train.
-        meta: What the checkpoint that the run goes on from says besides; empty at the start.
+        train_step: Jitted step: state, frozen, batch, key -> state, metrics.
+        batches: Batches on the devices.
+        checkpoints: Checkpoints of the run.
+        lock: Lock of the run's folder.
+        item_ids: Function from item indices to ids.
+        learning_rate: Function from the number of steps done to the learning rate.
+        step_flops: Model FLOPs of a step.
+        evaluate: Function that computes held-out losses; None without held-out batches.
+        preview: Function that makes a sheet of images; None without previews.
+        held_out: Held-out losses before the first step.
     """
 
     def __init__(
@@ -104,72 +72,92 @@ class Loop:
         config: TrainConfig,
         workdir: Path,
         mesh: Mesh,
-        tools: Tools,
+        *,
         state: TrainState,
         frozen: Flat,
-        meta: dict[str, Any],
+        train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+        batches: DevicePrefetcher,
+        checkpoints: RunCheckpoints,
+        lock: RunLock,
+        item_ids: Callable[[np.ndarray], Sequence[str]],
+        learning_rate: Callable[[int], Any],
+        step_flops: int,
+        evaluate: Evaluate | None,
+        preview: Preview | None,
+        held_out: dict[str, float],
     ):
-        self.config, self.workdir, self.tools = config, workdir, tools
-        self.state, self.frozen = state, frozen
-        self._mesh = mesh
+        self.config = config
+        self.workdir = workdir
+        self.state = state
+        self.frozen = frozen
+        self._train_step = train_step
+        self._batches = batches
+        self._checkpoints = checkpoints
+        self._lock = lock
+        self._item_ids = item_ids
+        self._learning_rate = learning_rate
+        self._evaluate = evaluate
+        self._preview = preview
+        self._held_out = held_out
         self._step = int(sharding.to_host(state.step))
+        self._rates = RateMeter(config.data.batch_size, step_flops, mesh)
         self._pending: Pending | None = None
-        self._window: list[dict[str, float]] = []
-        self._held_out: dict[str, float] = meta.get("held_out", {})
+        self._window: list[dict[str, float]] = []  # metrics since the last line of the log
         self._recent: list[float] = []  # losses since the last checkpoint
         self._writer: MetricsWriter | None = None
-        self._mark: Mark | None = None
-        self._is_first, self._is_traced = jax.process_index() == 0, False
+        self._is_first = jax.process_index() == 0
+        self._is_profiled = False
 
     def run(self) -> int | None:
-        """Trains; returns the signal that stopped it early, if one did.
+        """Trains; returns the number of the signal that stopped the run early, or None.
 
         Raises:
             NonFiniteError: A loss is not finite. The last checkpoint is from before.
             CheckpointError: A checkpoint cannot be written.
         """
-        loop, config = self.config.loop, self.config
         if self._is_first:
             self._writer = MetricsWriter(
                 self.workdir,
                 self._step,
-                tensorboard=config.log.tensorboard,
-                wandb=config.log.wandb,
-                config=to_json(config),
+                tensorboard=self.config.log.tensorboard,
+                wandb=self.config.log.wandb,
+                config=to_json(self.config),
             )
         try:
-            with Stop() as stop, self._bar() as bar:
-                stopped = self._steps(stop, bar)
-            self.tools.store.wait()
+            with SignalGuard() as guard, self._progress_bar() as bar:
+                stopped = self._take_steps(guard, bar)
+            self._checkpoints.wait()
         finally:
             if self._writer is not None:
                 self._writer.close()
-        return stopped if self._step < loop.num_steps else None
+        return stopped if self._step < self.config.loop.num_steps else None
 
-    def _steps(self, stop: Stop, bar: tqdm) -> int | None:
-        """Takes all steps; returns the signal that stopped it early, if one did."""
+    def _take_steps(self, guard: SignalGuard, bar: tqdm) -> int | None:
         key = jax.random.key(self.config.loop.seed)
-        num_steps, store = self.config.loop.num_steps, self.tools.store
+        num_steps = self.config.loop.num_steps
         while self._step < num_steps:
-            fed = next(self.tools.feed)
-            self._trace(begins=True)
+            batch, index = next(self._batches)
+            self._start_profile()
             with jax.profiler.StepTraceAnnotation("train", step_num=self._step + 1):
-                self.state, metrics = self.tools.train_step(self.state, self.frozen, fed.batch, key)
+                self.state, metrics = self._train_step(self.state, self.frozen, batch, key)
             self._step += 1
+            self._lock.check()
             self._read_pending(bar)
-            self._pending = Pending(self._step, metrics, fed.index)
-            self._trace(begins=False)
-            stopped = signal.SIGTERM if store.reached_preemption(self._step) else stop.signal
+            self._pending = Pending(self._step, metrics, index)
+            self._stop_profile()
+            stopped = guard.signal
+            if self._checkpoints.reached_preemption(self._step):
+                stopped = signal.SIGTERM
             if stopped is not None and self._step < num_steps:
                 self._read_pending(bar)
                 self._save()
                 return stopped
-            self._at_intervals(bar, is_last=self._step == num_steps)
+            self._run_periodic(bar, is_last=self._step == num_steps)
             bar.update(1)
         self._read_pending(bar)
         return None
 
-    def _bar(self) -> tqdm:
+    def _progress_bar(self) -> tqdm:
         return tqdm(
             desc="training",
             initial=self._step,
@@ -179,43 +167,56 @@ class Loop:
             mininterval=1.0,
         )
 
-    def _at_intervals(self, bar: tqdm, *, is_last: bool) -> None:
-        loop, tools = self.config.loop, self.tools
+    def _run_periodic(self, bar: tqdm, *, is_last: bool) -> None:
+        """Evaluates, previews and saves where the step is due."""
+        config = self.config.loop
 
         def is_due(every: int) -> bool:
             return bool(every) and (self._step % every == 0 or is_last)
 
-        evaluates = tools.evaluate is not None and is_due(loop.eval_every)
-        previews = tools.preview is not None and is_due(loop.preview_every)
-        saves = is_last or tools.store.should_save(self._step)
+        evaluates = self._evaluate is not None and is_due(config.eval_every)
+        previews = self._preview is not None and is_due(config.preview_every)
+        saves = is_last or self._checkpoints.should_save(self._step)
         if not (evaluates or previews or saves):
             return
-        self._read_pending(bar)  # nothing that is not finite is measured or saved
-        begin = time.perf_counter()
-        shown = self.state.ema_params or self.state.params
+        self._read_pending(bar)  # raises before parameters that are not finite are used
+        start = time.perf_counter()
         if evaluates:
-            self._held_out = tools.evaluate(shown, self.frozen)
-            line = {f"held_out_{name}": value for name, value in self._held_out.items()}
-            if self._writer is not None:
-                self._writer.write(self._step, line)
+            self._write_held_out()
         if previews:
-            sheet = tools.preview(shown, self.frozen)
-            if self._is_first:
-                folder = self.workdir / "previews"
-                folder.mkdir(exist_ok=True)
-                path = folder / f"{self._step:08d}.png"
-                settings = {"step": self._step, "config": to_json(self.config)}
-                write_png(path, sheet, settings, overwrite=True)
+            self._write_preview()
         if saves:
             self._save()
-        # The time of a step does not count this.
-        self._mark = self._mark._replace(time=self._mark.time + time.perf_counter() - begin)
+        self._rates.exclude(time.perf_counter() - start)
+
+    @property
+    def _sampled_params(self) -> Flat:
+        """Parameters that sampling will use: EMA parameters, if there are any."""
+        return self.state.ema_params or self.state.params
+
+    def _write_held_out(self) -> None:
+        assert self._evaluate is not None
+        self._held_out = self._evaluate(self._sampled_params, self.frozen)
+        if self._writer is not None:
+            line = {f"held_out_{name}": value for name, value in self._held_out.items()}
+            self._writer.write(self._step, line)
+
+    def _write_preview(self) -> None:
+        assert self._preview is not None
+        sheet = self._preview(self._sampled_params, self.frozen)
+        if self._is_first:
+            folder = self.workdir / "previews"
+            folder.mkdir(exist_ok=True)
+            settings = {"step": self._step, "config": to_json(self.config)}
+            write_png(folder / f"{self._step:08d}.png", sheet, settings, overwrite=True)
 
     def _save(self) -> None:
-        # The best checkpoint is that of the smallest held-out loss, if there is one.
-        loss = self._held_out.get("loss", float(np.mean(self._recent)) if self._recent else None)
+        # The best checkpoint has the lowest held-out loss, or training loss without held-out data.
+        loss = self._held_out.get("loss")
+        if loss is None and self._recent:
+            loss = float(np.mean(self._recent))
         self._recent = []
-        self.tools.store.save(
+        self._checkpoints.save(
             self._step,
             {
                 "step": self.state.step,
@@ -233,69 +234,54 @@ class Loop:
         )
 
     def _read_pending(self, bar: tqdm) -> None:
-        """Reads the metrics of the last step, once it is done."""
+        """Reads the metrics of the last step once it is done."""
         if self._pending is None:
             return
         step, arrays, index = self._pending
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-            self._give_up(step, metrics, index)
+            self._raise_not_finite(step, metrics, index)
         self._recent.append(metrics["loss"])
         self._window.append(metrics)
-        if self._mark is None:  # the first step compiles, and does not count
-            self._mark = Mark(time.perf_counter(), self.tools.feed.waited, step)
+        self._rates.start(step, self._batches.waited)
         if step % self.config.loop.log_every == 0 or step == self.config.loop.num_steps:
             self._log(step, bar)
 
     def _log(self, step: int, bar: tqdm) -> None:
-        """Writes the means over the steps since the last line."""
-        window, self._window = self._window, []
-        last, now = self._mark, Mark(time.perf_counter(), self.tools.feed.waited, step)
-        self._mark = now
-        rates = dict.fromkeys(("images", "flops", "wait", "utilization"))
-        if steps := now.step - last.step:
-            seconds = now.time - last.time
-            rates["images"] = steps * self.config.data.batch_size / seconds
-            rates["flops"] = steps * self.tools.flops / seconds
-            rates["wait"] = (now.waited - last.waited) / seconds
-            peak = peak_flops(self._mesh.devices.flat[0].device_kind)
-            rates["utilization"] = peak and rates["flops"] / (peak * self._mesh.size)
+        """Writes the mean metrics of the steps since the last line."""
+        window = self._window
+        self._window = []
         line = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
-        line |= {
-            "learning_rate": float(self.tools.learning_rate(step - 1)),
-            "images_per_second": rates["images"],
-            "images_per_second_per_chip": rates["images"] and rates["images"] / self._mesh.size,
-            "model_flops_per_second": rates["flops"],
-            "model_flops_utilization": rates["utilization"],
-            "data_wait_share": rates["wait"],
-        }
+        line["learning_rate"] = float(self._learning_rate(step - 1))
         bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+        rates = self._rates.read(step, self._batches.waited)
         if self._writer is not None:
-            self._writer.write(step, line)
+            self._writer.write(step, line | rates)
 
-    def _give_up(self, step: int, metrics: dict[str, float], index: np.ndarray) -> None:
+    def _raise_not_finite(self, step: int, metrics: dict[str, float], index: np.ndarray) -> None:
         rows = multihost_utils.process_allgather(index) if jax.process_count() > 1 else index
-        ids = self.tools.name(rows.reshape(-1))
+        ids = list(self._item_ids(rows.reshape(-1)))
         path = self.workdir / f"not_finite_step_{step}.json"
         if self._is_first:
-            found = {name: str(value) for name, value in metrics.items()}
-            content = {"step": step, "metrics": found, "ids": ids}
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        self.tools.store.wait()
+            shown = {name: str(value) for name, value in metrics.items()}
+            write_json(path, {"step": step, "metrics": shown, "ids": ids})
+        self._checkpoints.wait()
         raise NonFiniteError(
             f"step {step}: the loss is {metrics['loss']} and the gradient's norm "
             f"{metrics['gradient_norm']}, expected finite numbers. The ids of the batch are in "
-            f"{path}; the last checkpoint is that of step {self.tools.store.latest_step()}"
+            f"{path}; the last checkpoint is that of step {self._checkpoints.latest_step()}"
         )
 
-    def _trace(self, *, begins: bool) -> None:
-        """Begins or ends the trace for the profiler, if this is the step to do so."""
-        first, last = self.config.loop.profile or (None, None)
-        if begins and self._step + 1 == first:
+    def _start_profile(self) -> None:
+        if self.config.loop.profile is not None and self._step + 1 == self.config.loop.profile[0]:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-            self._is_traced = True
-        if not begins and self._is_traced and self._step >= min(last, self.config.loop.num_steps):
+            self._is_profiled = True
+
+    def _stop_profile(self) -> None:
+        if not self._is_profiled or self.config.loop.profile is None:
+            return
+        if self._step >= min(self.config.loop.profile[1], self.config.loop.num_steps):
             jax.block_until_ready(self.state.step)
             jax.profiler.stop_trace()
-            self._is_traced = False
+            self._is_profiled = False

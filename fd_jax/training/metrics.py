@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines always, TensorBoard and Weights & Biases where asked."""
+"""Metrics of a run: JSON lines always, TensorBoard and Weights & Biases if asked for."""
 
 import importlib
 import json
@@ -10,12 +10,21 @@ from types import ModuleType
 from typing import Any
 
 from fd_jax.errors import InputError
+from fd_jax.training.config import LogConfig
 
 FILE_NAME = "metrics.jsonl"
 
 
+def check_packages(config: LogConfig) -> None:
+    """Raises InputError if a package is missing that the config asks for."""
+    if config.tensorboard:
+        require("tensorboardX", "--log.tensorboard")
+    if config.wandb is not None:
+        require("wandb", "--log.wandb")
+
+
 def require(package: str, option: str) -> ModuleType:
-    """Returns an optional package. Raises InputError, with what to do, if it is missing."""
+    """Imports an optional package. Raises InputError with the command that installs it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -25,11 +34,11 @@ def require(package: str, option: str) -> ModuleType:
 
 
 class MetricsWriter:
-    """Writes metrics of one process, the first.
+    """Writes metrics. Used by the first process alone.
 
     Args:
         workdir: Folder of the run.
-        step: Steps done so far. Lines of later ones, which a stopped run may have left, go.
+        step: Number of steps done. Lines of later steps, which a killed run left, go.
         tensorboard: Whether to write to WORKDIR/tensorboard.
         wandb: Project of Weights & Biases.
         config: Config of the run.
@@ -52,7 +61,7 @@ class MetricsWriter:
             board = require("tensorboardX", "--log.tensorboard")
             self._board = board.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         if wandb is not None:
-            # The same identity when the run goes on.
+            # The same identity after a resume.
             self._run = require("wandb", "--log.wandb").init(
                 project=wandb, id=_identity(workdir), resume="allow", config=dict(config or {})
             )
@@ -61,7 +70,7 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Writes the metrics of a step. None, and what is not finite, is null in JSON."""
+        """Writes the metrics of a step. None and values that are not finite become null in JSON."""
         known = {
             name: value if value is not None and math.isfinite(value) else None
             for name, value in metrics.items()
@@ -84,7 +93,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics file; a last one that was cut short is left out."""
+    """Reads the lines of a metrics file, except for a last one that was cut short."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 

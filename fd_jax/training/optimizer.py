@@ -1,4 +1,4 @@
-"""Which parameters train, how fast, and by what."""
+"""The optimizer: learning rates, AdamW, clipping and EMA."""
 
 import collections
 import dataclasses
@@ -18,32 +18,32 @@ from fd_jax.params import Flat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """AdamW (arXiv:1711.05101), as the released training has it."""
+    """AdamW (arXiv:1711.05101), with the released hyper-parameters."""
 
     learning_rate: float = 1e-5
-    """Of the parts whose rate is 1."""
+    """Base learning rate, multiplied by each parameter's factor in `train`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up: stay, or fall to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps during which the learning rate rises from 0."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.999
     """Decay of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Term added to the square root of the second moment."""
     weight_decay: float = 1e-2
-    """Decoupled, of all parameters that train."""
+    """Decoupled weight decay of all parameters that train."""
     clip_norm: float | None = 1.0
-    """Norm of the gradient of all parameters, above which it is scaled down."""
+    """Global norm that gradients are clipped to; None does not clip."""
     ema_decay: float | None = 0.9999
-    """Of the moving average of the parameters, which is what is sampled from; None keeps none.
-    After n steps it is at most (1 + n) / (10 + n)."""
+    """Decay of the EMA parameters, which sampling uses; None keeps none. After n steps it is at
+    most (1 + n) / (10 + n)."""
     train: tuple[tuple[str, float], ...] = (("unet/", 1.0),)
-    """Which parameters train: patterns, searched for in paths such as
-    image_encoder/layers/22/mlp/fc1/kernel, and the factor of the learning rate. The first pattern
-    found counts; what no pattern is found in is frozen, as is what has the factor 0. A number in
-    the path may also be counted from the end: image_encoder/layers/-1/ is the last layer."""
+    """Parameters that train: pairs of a regular expression and a learning-rate factor. The first
+    expression found in a path such as image_encoder/layers/22/mlp/fc1/kernel counts. Parameters
+    without one, or with the factor 0, are frozen. Layers may be counted from the end:
+    image_encoder/layers/-1/ is the last one."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,12 +67,12 @@ class OptimizerConfig(Config):
                 raise InputError(f"train: {pattern!r} is no pattern: {error}") from error
 
 
-def rates(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
-    """Returns the learning rate's factor of all parameters that train, by path.
+def learning_rate_factors(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
+    """Returns the learning-rate factor of each parameter that trains, by path.
 
     Args:
-        config: Holds the table.
-        paths: Of all parameters.
+        config: Holds the table of patterns.
+        paths: Paths of all parameters.
 
     Raises:
         InputError: A pattern is found nowhere, or nothing trains.
@@ -93,7 +93,7 @@ def rates(config: OptimizerConfig, paths: Iterable[str]) -> dict[str, float]:
 
 
 def _from_end(paths: list[str]) -> dict[str, str]:
-    """The paths with their numbers counted from the end."""
+    """Returns the paths with their numbers counted from the end."""
     counts: dict[tuple[str, ...], int] = collections.defaultdict(int)
     for path in paths:
         levels = tuple(path.split("/"))
@@ -112,7 +112,7 @@ def _from_end(paths: list[str]) -> dict[str, str]:
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the steps done so far."""
+    """Returns the learning rate as a function of the number of steps done."""
     peak, rest = config.learning_rate, max(num_steps - config.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -129,12 +129,12 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, factors: Mapping[str, float], num_steps: int
 ) -> optax.GradientTransformation:
-    """Returns clipping and AdamW for a flat dict of the parameters that train.
+    """Builds clipping and AdamW for a flat dict of the parameters that train.
 
     Args:
         config: Config.
-        factors: `rates`.
-        num_steps: At which a falling learning rate ends.
+        factors: Learning-rate factors by path.
+        num_steps: Step at which a falling learning rate reaches 0.
     """
     clip = optax.identity() if config.clip_norm is None else _clip(config.clip_norm)
     return optax.chain(
@@ -149,7 +149,7 @@ def make_optimizer(
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """Clipping as PyTorch has it, with its epsilon."""
+    """Clips by the global norm as PyTorch does, with its epsilon."""
 
     def scale(updates: Flat, _: Flat) -> Flat:
         factor = jnp.minimum(1.0, norm / (optax.tree.norm(updates) + 1e-6))
@@ -159,9 +159,13 @@ def _clip(norm: float) -> optax.GradientTransformation:
 
 
 def update_ema(decay: float, ema: Flat, params: Flat, step: Int[Array, ""]) -> Flat:
-    """Returns the moving average after a step, `step` of them done before.
+    """Updates the EMA parameters after a step, with a decay that grows at first, as in diffusers.
 
-    It follows closely at first, as diffusers' does.
+    Args:
+        decay: Decay in the limit.
+        ema: EMA parameters.
+        params: Parameters after the step.
+        step: Number of steps done before.
     """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)

@@ -8,22 +8,20 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Key, PyTree
 
-from fd_jax import params, sharding
+from fd_jax import sharding
 from fd_jax.params import Flat
-from fd_jax.training.objective import Batch, Draws, Metrics, Objective, to_inputs
 from fd_jax.training.optimizer import update_ema
-from fd_jax.types import Params
+from fd_jax.training.tasks.base import Batch, Draws, Metrics, Task, gather_params, to_inputs
 
 
 class TrainState(NamedTuple):
-    """What a step changes. Only parameters that train are here, in flat dicts by path."""
+    """Parameters that train, by path, with their EMA copies and optimizer state."""
 
-    step: Int[Array, ""]  # steps done
+    step: Int[Array, ""]  # number of steps done
     params: Flat
-    ema_params: Flat  # empty where no average is kept
+    ema_params: Flat  # empty without EMA
     opt_state: optax.OptState
 
 
@@ -35,47 +33,37 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), trained, ema, optimizer.init(trained))
 
 
-def bind(trained: Flat, frozen: Flat, mesh: Mesh, dtype: DTypeLike) -> dict[str, Params]:
-    """Returns all parameters by part, in the dtype of computation and whole on every device.
-
-    A parameter that is divided over devices is gathered in the dtype of computation. Left alone,
-    the compiler may rather move activations, which are larger.
-    """
-    whole = NamedSharding(mesh, P())
-    leaves = params.cast(frozen | trained, dtype)
-    return params.nested(jax.lax.with_sharding_constraint(leaves, whole))
-
-
 def make_train_step(
-    objective: Objective,
+    task: Task,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     ema_decay: float | None,
     accumulation: int = 1,
 ) -> Callable[[TrainState, Flat, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]:
-    """Returns `train_step(state, frozen, batch, key)`, not yet compiled.
+    """Builds `train_step(state, frozen, batch, key)`, to be jitted by the caller.
 
     Args:
-        objective: The loss.
-        optimizer: What makes updates of gradients.
-        mesh: The devices.
-        ema_decay: Of the moving average, if one is kept.
-        accumulation: In how many parts, one after another, the gradient of a batch is computed.
+        task: Task whose loss is minimized.
+        optimizer: Optimizer of the parameters that train.
+        mesh: Devices.
+        ema_decay: Decay of the EMA parameters; None keeps none.
+        accumulation: Number of parts of a batch whose gradients are computed one after another.
     """
-    dtype = objective.networks.dtype
+    dtype = task.networks.dtype
 
     def loss(trained: Flat, frozen: Flat, batch: Batch, draws: Draws):
         with sharding.on_mesh(mesh):
-            return objective(bind(trained, frozen, mesh, dtype), to_inputs(batch.examples), draws)
+            params = gather_params(trained, frozen, mesh, dtype)
+            return task.loss(params, to_inputs(batch.examples), draws)
 
     gradient = jax.grad(loss, has_aux=True)
 
     def train_step(
         state: TrainState, frozen: Flat, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)  # a resumed run draws the same
-        draws = objective.draw(key, batch)
+        key = jax.random.fold_in(key, state.step)  # so that a resumed run draws the same
+        draws = task.draw(key, batch)
         if accumulation == 1:
             grads, metrics = gradient(state.params, frozen, batch, draws)
         else:
@@ -105,32 +93,32 @@ def make_train_step(
 
 
 def make_eval_step(
-    objective: Objective, mesh: Mesh
+    task: Task, mesh: Mesh
 ) -> Callable[[Flat, Flat, Batch, Key[Array, ""]], Metrics]:
-    """Returns `eval_step(trained, frozen, batch, key)`: the losses of held-out examples.
+    """Builds `eval_step(trained, frozen, batch, key)` for the losses of held-out examples.
 
-    The draws follow from key and position alone, so that figures of different steps compare. The
-    noise loss is that of whole images.
+    Draws depend on key and position alone, so that losses of different steps are comparable. The
+    denoising loss is not masked.
     """
-    dtype = objective.networks.dtype
+    dtype = task.networks.dtype
 
     def eval_step(trained: Flat, frozen: Flat, batch: Batch, key: Key[Array, ""]) -> Metrics:
-        draws = objective.draw(key, batch)
+        draws = task.draw(key, batch)
         draws = draws._replace(use_mask=jnp.zeros_like(draws.use_mask))
         with sharding.on_mesh(mesh):
-            model = bind(trained, frozen, mesh, dtype)
-            return objective(model, to_inputs(batch.examples), draws)[1]
+            params = gather_params(trained, frozen, mesh, dtype)
+            return task.loss(params, to_inputs(batch.examples), draws)[1]
 
     return eval_step
 
 
 def in_parts(tree: PyTree, count: int, mesh: Mesh) -> PyTree:
-    """Divides the rows of a batch into parts, of which every device holds its share."""
-    where = NamedSharding(mesh, P(None, sharding.DATA_AXES))
+    """Splits the rows of a batch into parts, each of them sharded over all devices."""
+    parts_sharding = NamedSharding(mesh, P(None, sharding.DATA_AXES))
 
-    def divide(x: Array) -> Array:
-        # Rows next to each other live on one device: part i takes every count-th of them.
+    def split(x: Array) -> Array:
+        # Neighbouring rows are on one device: part i takes every count-th of them.
         parts = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(parts, where)
+        return jax.lax.with_sharding_constraint(parts, parts_sharding)
 
-    return jax.tree.map(divide, tree)
+    return jax.tree.map(split, tree)

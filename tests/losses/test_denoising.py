@@ -31,8 +31,8 @@ def test_min_snr_weighs_the_loss_of_x0_by_min_snr_and_gamma(kind):
     sigma = jnp.sqrt(1 - alpha**2)
     latents, noise, error = (normal((3, 2, 2, 4), seed=i) for i in range(3))
     columns = alpha[:, None, None, None], sigma[:, None, None, None]
-    wanted = target(latents, noise, *columns, kind)
-    prediction = wanted + error
+    expected = target(latents, noise, *columns, kind)
+    prediction = expected + error
     # What x_0 the prediction stands for: x = alpha x_0 + sigma eps, v = alpha eps - sigma x_0.
     x = columns[0] * latents + columns[1] * noise
     if kind == "epsilon":
@@ -42,7 +42,7 @@ def test_min_snr_weighs_the_loss_of_x0_by_min_snr_and_gamma(kind):
     of_x0 = jnp.mean((x0 - latents) ** 2, axis=(1, 2, 3))
     snr = (alpha / sigma) ** 2
     weight = min_snr_weight(alpha, sigma, 5.0, kind)
-    loss = denoising_loss(prediction, wanted, weight=weight)
+    loss = denoising_loss(prediction, expected, weight=weight)
     np.testing.assert_allclose(loss, jnp.minimum(snr, 5.0) * of_x0, rtol=1e-4)
 
 
@@ -71,8 +71,8 @@ def test_an_absent_subject_masks_nothing():
 
 
 def test_pixels_outside_the_mask_count_as_zero():
-    prediction, wanted = normal((1, 2, 2, 4)), normal((1, 2, 2, 4), seed=1)
+    prediction, expected = normal((1, 2, 2, 4)), normal((1, 2, 2, 4), seed=1)
     mask = jnp.array([[1.0, 0.0], [0.0, 0.0]])[None, :, :, None]
-    loss = denoising_loss(prediction, wanted, mask)
-    first = np.mean((prediction - wanted)[0, 0, 0] ** 2)
+    loss = denoising_loss(prediction, expected, mask)
+    first = np.mean((prediction - expected)[0, 0, 0] ** 2)
     np.testing.assert_allclose(loss, [first / 4], rtol=1e-6)  # the mean is over all pixels

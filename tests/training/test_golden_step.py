@@ -10,8 +10,10 @@ from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
-from fd_jax.training.objective import Draws, Inputs, Objective, ObjectiveConfig
-from fd_jax.training.optimizer import OptimizerConfig, rates
+from fd_jax.training.config import ObjectiveConfig
+from fd_jax.training.optimizer import OptimizerConfig, learning_rate_factors
+from fd_jax.training.tasks.base import Draws, Inputs
+from fd_jax.training.tasks.sdm import Sdm
 from tests.helpers.flat_files import SDM_PARTS, load_flat_file, read_configs
 from tests.helpers.released_weights import write_checkpoints
 
@@ -50,7 +52,7 @@ def step(request, goldens, model):
         if name in configs.unet.attending_levels
     ]
     config = ObjectiveConfig(absent="released", localization_levels=tuple(levels))
-    objective = Objective(networks, config, ScheduleConfig(), downscale=configs.vae.downscale)
+    task = Sdm(networks, configs, ScheduleConfig(), config)
     inputs = Inputs(
         channels_last(golden["pixel_values"]),
         channels_last(golden["object_pixel_values"]),
@@ -65,14 +67,14 @@ def step(request, goldens, model):
         channels_last(golden["vae_noise"]),
         np.array("unmasked" not in request.param),
     )
-    names = rates(OptimizerConfig(train=TRAIN), leaves)
+    names = learning_rate_factors(OptimizerConfig(train=TRAIN), leaves)
     trained = {path: leaves[path] for path in names}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in names}
 
     @jax.jit
     def gradient(trained, frozen, inputs, draws):
         def loss(trained):
-            return objective(params.nested(trained | frozen), inputs, draws)
+            return task.loss(params.nested(trained | frozen), inputs, draws)
 
         return jax.grad(loss, has_aux=True)(trained)
 

@@ -1,7 +1,5 @@
 """Encodings of the data: the same training without the encoders, and what is refused."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -15,16 +13,17 @@ from fd_jax.data.latent_cache import INFO_FILE, read_block, token_sequences
 from fd_jax.data.loader import Loader
 from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
-from fd_jax.training import latent_cache
+from fd_jax.training import latent_cache, trainer
+from fd_jax.training.config import ObjectiveConfig
 from fd_jax.training.metrics import read_metrics
-from fd_jax.training.model import Model
-from fd_jax.training.run import train
+from fd_jax.training.tasks import TASKS
+from fd_jax.training.trainer import train
 from tests.helpers.networks import TINY
+from tests.helpers.training import PHOTOS, make_config
 from tests.helpers.untrained import random_params
-from tests.training.conftest import PHOTOS, make_config
 
 SDM = {
-    "objective__kind": "sdm",
+    "task": "sdm",
     "data__max_subjects": 2,
     "optimizer__train": (("unet/", 1.0), ("subject_fusion/", 1.0)),
 }
@@ -35,7 +34,7 @@ def surroundings(monkeypatch):
     make_mesh = sharding.make_mesh
     one = jax.devices()[:1]
     monkeypatch.setattr(sharding, "make_mesh", lambda _=None, *, fsdp=1: make_mesh(one, fsdp=fsdp))
-    monkeypatch.setattr(Model, "flops", lambda *_: 1)  # counting takes time
+    monkeypatch.setattr(trainer, "count_step_flops", lambda *_: 1)  # counting takes time
     monkeypatch.setattr(latent_cache, "_BLOCK", 2)  # three photographs are two blocks
 
 
@@ -53,7 +52,7 @@ def build(folder, *, root=(PHOTOS,), dtype="float32", resolution=16, seed=0):
     }
     frozen = params.cast(jax.tree.map(jax.numpy.asarray, params.flat(parts)), networks.dtype)
     source = open_source(root, "train")
-    return latent_cache.build(config, source, load_tokenizer(TOKENIZER), networks, frozen)
+    return latent_cache.build(config.data, source, load_tokenizer(TOKENIZER), networks, frozen)
 
 
 @pytest.mark.parametrize(
@@ -112,21 +111,23 @@ def test_encodings_of_something_else_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "trained"),
-    [
-        ({}, "text_encoder/embedding"),
-        ({}, "vae/encoder"),
-        ({"kind": "vae"}, "unet/conv_in"),
-        ({"kind": "sdm", "appearance_weight": 1.0}, "unet/conv_in"),
-    ],
+    ("trained", "needs_images"),
+    [("text_encoder/embedding", False), ("vae/encoder", False), ("unet/conv_in", True)],
 )
-def test_what_needs_images_is_refused(tmp_path, changes, trained):
-    config = make_config(data__latent_cache=tmp_path / "encodings")
-    objective = dataclasses.replace(config.objective, **changes)
-    config = dataclasses.replace(config, objective=objective)
+def test_what_needs_images_is_refused(tmp_path, trained, needs_images):
+    folder = tmp_path / "cache"
     with pytest.raises(InputError, match=r"data\.latent_cache is set, expected none"):
-        latent_cache.check(config, [trained])
-    assert not (tmp_path / "encodings").exists()
+        latent_cache.check(folder, [trained], needs_images=needs_images)
+    assert not folder.exists()
+
+
+def test_which_tasks_need_images():
+    plain = ObjectiveConfig()
+    assert not TASKS["tdm"].needs_images(plain)
+    assert not TASKS["sdm"].needs_images(plain)
+    assert TASKS["sdm"].needs_images(ObjectiveConfig(appearance_weight=1.0))
+    assert TASKS["vae"].needs_images(plain)
+    assert TASKS["encoder"].needs_images(plain)
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """One step, however it is computed, is the same."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from fd_jax import sharding
-from fd_jax.training.optimizer import OptimizerConfig, make_optimizer, rates
-from fd_jax.training.prefetch import place
+from fd_jax.training.optimizer import OptimizerConfig, learning_rate_factors, make_optimizer
+from fd_jax.training.prefetch import to_batch
 from fd_jax.training.step import init_state, make_eval_step, make_train_step
-from tests.training.conftest import make_objective, random_batch
+from tests.helpers.training import make_task, random_batch
 
 TRAIN = (("unet/", 1.0), ("subject_fusion/", 1.0), ("image_encoder/layers/-1/", 0.5))
 CONFIG = OptimizerConfig(learning_rate=1e-5, train=TRAIN)
@@ -20,7 +21,7 @@ CONFIG = OptimizerConfig(learning_rate=1e-5, train=TRAIN)
 def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, remat="none"):
     """Returns state, metrics of each step, and the frozen parameters afterwards."""
     mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
-    factors = rates(config, leaves)
+    factors = learning_rate_factors(config, leaves)
     optimizer = make_optimizer(config, factors, 10)
     trained = {path: leaves[path] for path in factors}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in factors}
@@ -30,8 +31,8 @@ def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, re
     where = sharding.shardings(frozen, mesh)
     frozen = jax.tree.map(lambda leaf, s: jax.device_put(leaf, s), frozen, where)
     # Without the mask's coin, which two seeds might draw alike.
-    objective = make_objective(remat=remat, mask_probability=1.0)
-    step = make_train_step(objective, optimizer, mesh, ema_decay=0.9, accumulation=accumulation)
+    task = make_task(remat=remat, mask_probability=1.0)
+    step = make_train_step(task, optimizer, mesh, ema_decay=0.9, accumulation=accumulation)
     # The backend's own optimizations only cost time here.
     step = jax.jit(
         step,
@@ -40,7 +41,7 @@ def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, re
     )
     metrics = []
     for i in range(steps):
-        batch = place(random_batch(8, seed=i).examples, mesh)
+        batch = to_batch(random_batch(8, seed=i).examples, mesh)
         state, seen = step(state, frozen, batch, jax.random.key(5))
         metrics.append({name: float(value) for name, value in seen.items()})
     return state, metrics, frozen
@@ -90,7 +91,7 @@ def test_a_step_is_the_same_however_it_is_computed(leaves, plain, variant):
 
 def test_what_trains_moves_and_what_is_frozen_does_not(leaves, plain):
     state, _, frozen = plain
-    factors = rates(CONFIG, leaves)
+    factors = learning_rate_factors(CONFIG, leaves)
     assert set(state.params) == set(factors) == set(state.ema_params)
     moments = jax.tree.leaves(state.opt_state)
     assert sum(np.size(leaf) for leaf in moments) < 2.01 * sum(leaves[p].size for p in factors)
@@ -120,8 +121,8 @@ def test_held_out_losses_do_not_depend_on_the_devices(leaves):
     found = []
     for devices in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        measure = jax.jit(make_eval_step(make_objective(), mesh))
-        batch = place(random_batch(8).examples, mesh)
+        measure = jax.jit(make_eval_step(make_task(), mesh))
+        batch = to_batch(random_batch(8).examples, mesh)
         on_mesh = sharding.to_mesh(leaves, sharding.replicated(mesh))
         metrics = measure(on_mesh, {}, batch, jax.random.key(0))
         found.append({name: float(value) for name, value in metrics.items()})
@@ -132,12 +133,12 @@ def test_held_out_losses_do_not_depend_on_the_devices(leaves):
 def test_bfloat16_is_near(leaves, plain):
     """The loss, not the parameters: Adam's first steps follow the sign of tiny gradients."""
     mesh = sharding.make_mesh(jax.devices()[:1])
-    objective = make_objective()
-    half = make_objective()
-    half.networks = half.networks._replace(dtype=jnp.dtype(jnp.bfloat16))
-    batch = place(random_batch(8).examples, mesh)
+    tasks = [make_task(), make_task()]
+    half = tasks[1].networks._replace(dtype=jnp.dtype(jnp.bfloat16))
+    tasks[1] = dataclasses.replace(tasks[1], networks=half)
+    batch = to_batch(random_batch(8).examples, mesh)
     results = [
-        float(jax.jit(make_eval_step(o, mesh))(leaves, {}, batch, jax.random.key(0))["loss"])
-        for o in (objective, half)
+        float(jax.jit(make_eval_step(task, mesh))(leaves, {}, batch, jax.random.key(0))["loss"])
+        for task in tasks
     ]
     assert results[0] == pytest.approx(results[1], rel=2e-2)

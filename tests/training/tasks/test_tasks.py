@@ -7,45 +7,38 @@ import pytest
 
 from fd_jax import params
 from fd_jax.errors import InputError
-from fd_jax.networks import make_networks
-from fd_jax.training.objective import (
-    PARTS,
-    Batch,
-    ObjectiveConfig,
-    check_embeds,
-    check_levels,
-    to_inputs,
-)
+from fd_jax.training.tasks.base import Batch, to_inputs
+from fd_jax.training.tasks.encoder import check_embedding_size
+from fd_jax.training.tasks.sdm import check_levels
 from tests.helpers.modules import fast_jit
 from tests.helpers.networks import TINY
-from tests.helpers.untrained import random_params
-from tests.training.conftest import make_objective, random_batch, to_jax
+from tests.helpers.training import make_task, random_batch, random_leaves, to_jax
 
 KEY = jax.random.key(1)
 
 
-def losses(leaves, batch, *, use_mask=None, **settings):
-    objective = make_objective(**settings)
+def losses(leaves, batch, name="sdm", *, use_mask=None, **settings):
+    task = make_task(name, **settings)
 
     @fast_jit
     def run(leaves, batch, key):
-        draws = objective.draw(key, batch)
+        draws = task.draw(key, batch)
         if use_mask is not None:
             draws = draws._replace(use_mask=jnp.array(use_mask))
-        return objective(params.nested(leaves), to_inputs(batch.examples), draws)[1]
+        return task.loss(params.nested(leaves), to_inputs(batch.examples), draws)[1]
 
     return {name: float(value) for name, value in run(leaves, to_jax(batch), KEY).items()}
 
 
-def gradients(leaves, batch, **settings):
-    objective = make_objective(**settings)
+def gradients(leaves, batch, name="sdm", **settings):
+    task = make_task(name, **settings)
 
     @fast_jit
     def run(leaves, batch, key):
-        draws = objective.draw(key, batch)
+        draws = task.draw(key, batch)
 
         def loss(leaves):
-            return objective(params.nested(leaves), to_inputs(batch.examples), draws)[0]
+            return task.loss(params.nested(leaves), to_inputs(batch.examples), draws)[0]
 
         return jax.grad(loss)(leaves)
 
@@ -54,11 +47,11 @@ def gradients(leaves, batch, **settings):
 
 def test_draws_follow_from_positions_not_from_rows():
     """However a batch is divided over processes, and in whatever order its rows come."""
-    objective = make_objective()
+    task = make_task()
     batch = to_jax(random_batch(6))
     order = np.array([4, 1, 5, 0, 3, 2])
-    draws = objective.draw(KEY, batch)
-    shuffled = objective.draw(KEY, jax.tree.map(lambda x: x[order], batch))
+    draws = task.draw(KEY, batch)
+    shuffled = task.draw(KEY, jax.tree.map(lambda x: x[order], batch))
     for name in ("t", "noise", "posterior_noise"):
         np.testing.assert_array_equal(getattr(shuffled, name), getattr(draws, name)[order])
     assert draws.noise.shape == (6, 8, 8, 4)
@@ -67,14 +60,14 @@ def test_draws_follow_from_positions_not_from_rows():
 
 
 def test_draws_are_spread_as_they_should_be():
-    objective = make_objective(mask_probability=0.25)
+    task = make_task(mask_probability=0.25)
     batch = to_jax(random_batch(1))
     many = Batch(batch.examples, jnp.arange(4000))
-    draws = objective.draw(KEY, many)
+    draws = task.draw(KEY, many)
     assert 0 <= draws.t.min() < 5
     assert 994 < draws.t.max() <= 999
     assert abs(draws.t.mean() - 499.5) < 20
-    masks = [bool(objective.draw(jax.random.key(i), batch).use_mask) for i in range(400)]
+    masks = [bool(task.draw(jax.random.key(i), batch).use_mask) for i in range(400)]
     assert 60 < sum(masks) < 140
 
 
@@ -88,11 +81,11 @@ def test_the_parts_add_up(leaves):
 def test_the_tdm_knows_no_subjects(leaves):
     batch = random_batch(3)
     others = batch.examples._replace(subject_pixels=255 - batch.examples.subject_pixels)
-    found = losses(leaves, batch, kind="tdm")
+    found = losses(leaves, batch, "tdm")
     assert set(found) == {"loss", "denoising_loss"}
-    assert losses(leaves, batch._replace(examples=others), kind="tdm") == found
+    assert losses(leaves, batch._replace(examples=others), "tdm") == found
     none = random_batch(3, subjects=0)
-    assert set(losses(leaves, none, kind="tdm")) == {"loss", "denoising_loss"}
+    assert set(losses(leaves, none, "tdm")) == {"loss", "denoising_loss"}
 
 
 def test_the_sdm_sees_its_subjects(leaves):
@@ -111,7 +104,7 @@ def test_samples_without_subjects_in_masked_batches(leaves):
 
 
 @pytest.mark.parametrize("settings", [{"min_snr_gamma": 0.05}, {"prediction_type": "v_prediction"}])
-def test_weights_and_targets_change_the_noise_loss_alone(leaves, settings):
+def test_weights_and_targets_change_the_denoising_loss_alone(leaves, settings):
     batch = random_batch(4)
     plain, other = losses(leaves, batch), losses(leaves, batch, **settings)
     assert other["denoising_loss"] != pytest.approx(plain["denoising_loss"], rel=1e-3)
@@ -119,7 +112,7 @@ def test_weights_and_targets_change_the_noise_loss_alone(leaves, settings):
 
 
 @pytest.mark.slow
-def test_the_noise_loss_does_not_reach_the_autoencoder(leaves):
+def test_the_denoising_loss_does_not_reach_the_autoencoder(leaves):
     """It would make latents that are easy to predict, and say nothing of the image."""
     batch = random_batch(2)
     grads = gradients(leaves, batch)
@@ -137,38 +130,36 @@ def test_the_autoencoder_alone_needs_nothing_else(leaves):
     """Its loss is what the others add for theirs, and reaches both of its halves."""
     vae = {path: leaf for path, leaf in leaves.items() if path.startswith("vae/")}
     batch = random_batch(3, subjects=0)
-    found = losses(vae, batch, kind="vae", reconstruction_weight=2.0, divergence_weight=0.5)
+    found = losses(vae, batch, "vae", reconstruction_weight=2.0, divergence_weight=0.5)
     assert set(found) == {"loss", "reconstruction_loss", "divergence", "latent_std"}
     parts = found["reconstruction_loss"], found["divergence"]
     assert found["loss"] == pytest.approx(2 * parts[0] + 0.5 * parts[1], rel=1e-6)
-    both = losses(leaves, batch, kind="tdm", trains_vae=True)
+    both = losses(leaves, batch, "tdm", trains_vae=True)
     assert (both["reconstruction_loss"], both["divergence"]) == pytest.approx(parts, rel=1e-5)
 
-    grads = gradients(vae, batch, kind="vae")
+    grads = gradients(vae, batch, "vae")
     moved = [path for path, g in grads.items() if np.any(g)]
     assert any("decoder" in path for path in moved)
     assert any("encoder" in path for path in moved)
 
 
 def test_the_spread_of_latents_is_that_before_scaling(leaves):
-    batch, objective = random_batch(3, subjects=0), make_objective(kind="vae")
-    draws = objective.draw(KEY, to_jax(batch))
-    vae = objective.networks.vae.bind(params.nested(to_jax(leaves))["vae"])
+    batch, task = random_batch(3, subjects=0), make_task("vae")
+    draws = task.draw(KEY, to_jax(batch))
+    vae = task.networks.vae.bind(params.nested(to_jax(leaves))["vae"])
     assert vae.config.scaling_factor != 1
     mean, logvar = fast_jit(vae.encode)(to_inputs(to_jax(batch).examples).image)
     expected = np.std(mean + np.exp(logvar / 2) * draws.posterior_noise)
-    found = losses(leaves, batch, kind="vae")["latent_std"]
+    found = losses(leaves, batch, "vae")["latent_std"]
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_levels_must_have_cross_attention():
     with pytest.raises(InputError, match=r"'mid_blok'.*did you mean 'mid_block'"):
-        check_levels(
-            ObjectiveConfig(localization_levels=("mid_blok",)), ("down_blocks.0", "mid_block")
-        )
+        check_levels(("mid_blok",), ("down_blocks.0", "mid_block"))
     with pytest.raises(InputError, match="is empty"):
-        check_levels(ObjectiveConfig(localization_levels=()), ("mid_block",))
-    check_levels(ObjectiveConfig(kind="tdm"), ("mid_block",))
+        check_levels((), ("mid_block",))
+    check_levels(("mid_block",), ("down_blocks.0", "mid_block"))
 
 
 WIDE = TINY._replace(
@@ -180,24 +171,19 @@ WIDE = TINY._replace(
 
 def test_an_encoder_alone_needs_nothing_else():
     """Its loss is the SDM's appearance loss."""
-    networks = make_networks(WIDE)
-    leaves = params.flat(
-        {part: random_params(getattr(networks, part).abstract, 0, part) for part in PARTS["sdm"]}
-    )
+    leaves = random_leaves(WIDE)
     encoder = {path: leaf for path, leaf in leaves.items() if path.startswith("image_encoder/")}
     batch = random_batch(3)
-    alone = losses(encoder, batch, kind="encoder", configs=WIDE)
+    alone = losses(encoder, batch, "encoder", architecture=WIDE)
     assert set(alone) == {"loss"}
-    plain = losses(leaves, batch, configs=WIDE)
-    both = losses(leaves, batch, configs=WIDE, appearance_weight=2.0)
+    plain = losses(leaves, batch, architecture=WIDE)
+    both = losses(leaves, batch, architecture=WIDE, appearance_weight=2.0)
     assert both["appearance_loss"] == pytest.approx(alone["loss"], rel=1e-5)
     assert both["loss"] == pytest.approx(plain["loss"] + 2 * alone["loss"], rel=1e-5)
     assert "appearance_loss" not in plain
 
 
 def test_short_embeddings_are_refused():
-    check_embeds(ObjectiveConfig(kind="encoder"), 96)
-    check_embeds(ObjectiveConfig(kind="sdm"), 32)
-    for config in (ObjectiveConfig(kind="encoder"), ObjectiveConfig(appearance_weight=0.1)):
-        with pytest.raises(InputError, match="projection_dim of the image encoder is 95"):
-            check_embeds(config, 95)
+    check_embedding_size(96)
+    with pytest.raises(InputError, match="projection_dim of the image encoder is 95"):
+        check_embedding_size(95)

@@ -1,0 +1,23 @@
+"""Tasks: everything that can be trained, a file each. To add one, write its file and list it."""
+
+from fd_jax.config import nearest
+from fd_jax.errors import InputError
+from fd_jax.training.tasks.base import Task
+from fd_jax.training.tasks.encoder import SubjectEncoder
+from fd_jax.training.tasks.sdm import Sdm
+from fd_jax.training.tasks.tdm import Tdm
+from fd_jax.training.tasks.vae import Autoencoder
+
+TASKS: dict[str, type[Task]] = {
+    "tdm": Tdm,
+    "sdm": Sdm,
+    "vae": Autoencoder,
+    "encoder": SubjectEncoder,
+}
+
+
+def find_task(name: str) -> type[Task]:
+    """Returns the task of a name. Raises InputError if there is none."""
+    if name not in TASKS:
+        raise InputError(f"task is {name!r}, expected one of {tuple(TASKS)}{nearest(name, TASKS)}")
+    return TASKS[name]
