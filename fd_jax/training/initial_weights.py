@@ -56,7 +56,11 @@ def find_architecture(
             "text_encoder": model.text_encoder,
             "image_encoder": model.image_encoder,
         }
-        given.append(Weights(Path("`model` of the config"), architecture=architecture, schedule=model.schedule))
+        given.append(
+            Weights(
+                Path("`model` of the config"), architecture=architecture, schedule=model.schedule
+            )
+        )
     if not given:
         raise InputError(f"there is nothing to initialize from, expected {_EXPECTED}")
     return merge(given, expected=_EXPECTED, ignored=("prediction_type",))

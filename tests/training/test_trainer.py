@@ -208,7 +208,9 @@ def test_a_checkpoint_of_another_architecture(whole, tmp_path):
         model, unet=dataclasses.replace(model.unet, block_out_channels=(8, 24))
     )
     config = dataclasses.replace(make_config(init__checkpoint=whole), model=other)
-    with pytest.raises(InputError, match=r"`model` of the config does not fit .*block_out_channels"):
+    with pytest.raises(
+        InputError, match=r"`model` of the config does not fit .*block_out_channels"
+    ):
         train(config, tmp_path)
 
 
