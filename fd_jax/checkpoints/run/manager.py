@@ -32,10 +32,12 @@ from fd_jax.checkpoints.run.step_folders import (
     steps_in,
 )
 from fd_jax.errors import CheckpointError
+from fd_jax.files import read_json, write_json
 from fd_jax.params import Flat, flat, nested
 from fd_jax.types import Params
 
 DAMAGED = "damaged"  # folder of a run for checkpoints that cannot be read
+CHECKSUMS = "checksums"  # of the arrays: a key of the metadata, a file in the frozen folder
 PARAMS = "params/"  # prefix of the parameters' names among the arrays of the training state
 
 
@@ -122,9 +124,11 @@ class RunCheckpoints:
         """
         if not (force or self.should_save(step)) or step in self._manager.all_steps():
             return False
+        leaves = orbax_arrays.by_path(train)
+        sums = {TRAIN: orbax_arrays.checksums(leaves), EMA: orbax_arrays.checksums(ema)}
         items = {
-            TRAIN: orbax_arrays.save_args(orbax_arrays.by_path(train)),
-            META: ocp.args.JsonSave(dict(meta)),
+            TRAIN: orbax_arrays.save_args(leaves),
+            META: ocp.args.JsonSave({**meta, CHECKSUMS: sums}),
         }
         if ema:
             items[EMA] = orbax_arrays.save_args(ema)
@@ -177,11 +181,10 @@ class RunCheckpoints:
                 if item in expected:
                     found = orbax_arrays.describe(folder / item)
                     orbax_arrays.check_same(found, expected[item], str(folder / item))
-            train = orbax_arrays.read(folder / TRAIN, expected[TRAIN])
+            meta, sums = _read_meta(folder)
+            train = orbax_arrays.read(folder / TRAIN, expected[TRAIN], expected=sums.get(TRAIN))
             leaves = [train[name] for name in expected[TRAIN]]
-            ema = orbax_arrays.read(folder / EMA, expected[EMA])
-            with orbax_arrays.damage(folder / META):
-                meta = json.loads((folder / META / META_FILE).read_bytes())
+            ema = orbax_arrays.read(folder / EMA, expected[EMA], expected=sums.get(EMA))
             structure = jax.tree.structure(abstract_train)
             return jax.tree.unflatten(structure, leaves), ema, meta
 
@@ -199,6 +202,21 @@ class RunCheckpoints:
         return step, train, ema, meta
 
 
+def _read_meta(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what was saved beside the arrays of a checkpoint, and their checksums."""
+    path = folder / META / META_FILE
+    with orbax_arrays.damage(path):
+        meta = json.loads(path.read_bytes())
+        if not isinstance(meta, dict):
+            raise ValueError(f"found a {type(meta).__name__}, expected a JSON object")
+    return meta, meta.pop(CHECKSUMS, {})  # of version 0.1 there are none
+
+
+def _frozen_checksums(run: Path) -> dict[str, int]:
+    path = run / FROZEN / CHECKSUMS
+    return read_json(path) if path.exists() else {}
+
+
 def save_frozen(run: str | os.PathLike, params: Flat) -> None:
     """Saves the parameters that do not train, by path; not again once there is a checkpoint.
 
@@ -212,6 +230,9 @@ def save_frozen(run: str | os.PathLike, params: Flat) -> None:
         ocp.Checkpointer(orbax_arrays.handler()) as checkpointer,
     ):
         checkpointer.save(plain_path(folder), args=orbax_arrays.save_args(params), force=True)
+    sums = orbax_arrays.checksums(params)
+    if jax.process_index() == 0:
+        write_json(folder / CHECKSUMS, sums)
 
 
 def read_frozen(run: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Flat:
@@ -223,7 +244,7 @@ def read_frozen(run: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStr
     """
     folder = Path(run).absolute() / FROZEN
     orbax_arrays.check_same(orbax_arrays.describe(folder), abstract, str(folder))
-    return orbax_arrays.read(folder, abstract)
+    return orbax_arrays.read(folder, abstract, expected=_frozen_checksums(folder.parent))
 
 
 def read_params(
@@ -269,12 +290,14 @@ def read_params(
             expected = flat({part: abstract[part] for part in wanted})
             orbax_arrays.check_same(frozen | trained, expected, str(run))
         targets = {prefix + name: _target(name, x, placement) for name, x in trained.items()}
-        found = orbax_arrays.read(folder / item, targets, placement.advance)
+        _, sums = _read_meta(folder)
+        found = orbax_arrays.read(folder / item, targets, placement.advance, sums.get(item))
         return _of_parts(found, wanted, prefix)
 
     frozen = _of_parts(orbax_arrays.describe(run / FROZEN), wanted)
     targets = {name: _target(name, leaf, placement) for name, leaf in frozen.items()}
-    values = orbax_arrays.read(run / FROZEN, targets, placement.advance)
+    sums = _frozen_checksums(run)
+    values = orbax_arrays.read(run / FROZEN, targets, placement.advance, sums)
     together = not placement.sharding((), ()).is_fully_addressable
     _, trained = newest(folder, steps if step is None else [step], read, together=together)
     found = nested(values | trained)

@@ -1,6 +1,7 @@
 """Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import tensorstore as ts
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
-from fd_jax.checkpoints.errors import abbreviate, damage
+from fd_jax.checkpoints.errors import DamagedError, abbreviate, damage
 from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
 
@@ -59,7 +60,7 @@ def _paths(folder: Path) -> list[list[str]]:
     return [[level["key"] for level in entry["key_metadata"]] for entry in entries]
 
 
-def _open(folder: Path) -> dict[str, ts.TensorStore]:
+def _open(folder: Path, *, write: bool = False) -> dict[str, ts.TensorStore]:
     """Returns the arrays in a folder, unread.
 
     Orbax could read them too. But it hides what is damaged in errors of no own class, and leaves
@@ -74,7 +75,7 @@ def _open(folder: Path) -> dict[str, ts.TensorStore]:
         if name:  # without one, it says that there are no arrays
             place = {"driver": "ocdbt", "base": base, "path": f"{level}.{name[0]}/"}
             spec = {"driver": "zarr", "kvstore": place}
-            opened[name[0]] = ts.open(spec, open=True, read=True, context=context)
+            opened[name[0]] = ts.open(spec, open=True, read=True, write=write, context=context)
     return {name: future.result() for name, future in opened.items()}
 
 
@@ -82,6 +83,7 @@ def read(
     folder: Path,
     targets: Mapping[str, jax.ShapeDtypeStruct],
     advance: Callable[[int], object] = lambda count: None,
+    expected: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Reads arrays, casts them, and places them by the shardings of their targets.
 
@@ -89,6 +91,7 @@ def read(
         folder: Where `describe` found them.
         targets: Shape, dtype and sharding of all arrays that are wanted.
         advance: Called with 1 after each array.
+        expected: Checksums of the arrays, if they were saved with some.
 
     Raises:
         DamagedError: Files are missing, incomplete or changed.
@@ -96,6 +99,7 @@ def read(
     if not targets:
         return {}
     found = {}
+    expected = {} if expected is None else expected
     with damage(folder):
         stored = _open(folder)
         wanted = list(targets)
@@ -103,9 +107,51 @@ def read(
             some_names = wanted[first : first + _AT_A_TIME]
             begun = {name: _begin(stored[name], targets[name].sharding) for name in some_names}
             for name, shards in begun.items():
+                if name in expected:
+                    dtype = stored[name].dtype.numpy_dtype
+                    _check(folder, name, shards, targets[name], dtype, expected[name])
                 found[name] = _place(shards, targets[name])
                 advance(1)
     return found
+
+
+def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Returns a checksum of each array's name, dtype, shape and bytes.
+
+    Arrays that are sharded over processes have none, since no process holds all of one.
+    """
+    return {
+        name: _checksum(name, np.asarray(array))
+        for name, array in arrays.items()
+        if array.is_fully_addressable or array.is_fully_replicated
+    }
+
+
+def _checksum(name: str, array: np.ndarray) -> int:
+    header = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), header)
+
+
+def _check(
+    folder: Path,
+    name: str,
+    pieces: Mapping[str, ts.Future],
+    target: jax.ShapeDtypeStruct,
+    dtype: np.dtype,
+    expected: int,
+) -> None:
+    """Raises DamagedError if an array that was read is not the one that was saved."""
+    where = target.sharding
+    if not (where.is_fully_addressable or where.is_fully_replicated):
+        return
+    whole = np.empty(target.shape, dtype)
+    for index in where.addressable_devices_indices_map(tuple(target.shape)).values():
+        whole[index] = pieces[str(index)].result()
+    if (found := _checksum(name, whole)) != expected:
+        raise DamagedError(
+            f"{folder}: the array {name} has changed since it was saved: its checksum is {found}, "
+            f"expected {expected}"
+        )
 
 
 def _begin(stored: ts.TensorStore, where: jax.sharding.Sharding) -> dict[str, ts.Future]:

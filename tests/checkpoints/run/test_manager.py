@@ -33,7 +33,7 @@ from fd_jax.errors import CheckpointError, InputError
 from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 class State(NamedTuple):
@@ -471,10 +471,10 @@ with manager.RunCheckpoints(folder, save_every=1, keep_latest=9) as written:
         written.save(step, make(step), make(step).params, {"position": step})
 
 read = orbax_arrays.read
-def fails(folder, targets):
+def fails(folder, targets, *options, **named):
     if process == 1 and folder.parent.name == "2":
         raise DamagedError("not here")
-    return read(folder, targets)
+    return read(folder, targets, *options, **named)
 orbax_arrays.read = fails
 resumed = manager.RunCheckpoints(folder, save_every=1)
 with warnings.catch_warnings(record=True) as told, resumed:
@@ -543,3 +543,58 @@ def test_a_run_may_be_in_a_folder_of_any_name(tmp_path, name):
         resumed.save(3, train, {}, {})
     assert step_folders.steps_in(folder / "checkpoints") == [3]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+DAMAGED_ARRAYS = {
+    "one number": {"unet/norm/bias": lambda x, y: np.nextafter(x, 9.0, dtype=np.float32)},
+    "two arrays in each other's place": {
+        "unet/blocks/0/kernel": lambda x, y: y,
+        "unet/blocks/1/kernel": lambda x, y: y - 1,
+    },
+    "a sign": {"unet/norm/bias": lambda x, y: -x},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ARRAYS)
+def test_changed_arrays_are_noticed(run, damage):
+    """The files are whole and decompress, but the numbers are others."""
+    changes = DAMAGED_ARRAYS[damage]
+    for item, prefix in (("ema", ""), ("train", "params/")):
+        with RunCheckpoints(run, save_every=1) as resumed:
+            rewrite(run / "checkpoints" / "3" / item, {prefix + k: f for k, f in changes.items()})
+            [name, *_] = changes
+            with (
+                pytest.warns(UserWarning, match=f"{item}: the array {prefix}{name} has changed"),
+                pytest.warns(UserWarning, match="is damaged, and moved to"),
+            ):
+                step, train, *_ = restore(resumed)
+            assert step == 2
+            assert_same(train, make_state(2))
+            save(resumed, 3)
+
+
+def rewrite(folder: pathlib.Path, changes) -> None:
+    """Writes other numbers to arrays in place."""
+    arrays = orbax_arrays._open(folder, write=True)
+    old = {name: np.asarray(arrays[name].read().result()) for name in changes}
+    values = list(old.values())
+    for name, change in changes.items():
+        arrays[name].write(change(old[name], values[-1])).result()
+
+
+def test_changed_frozen_arrays_are_noticed(tmp_path):
+    write_run(tmp_path, 1)
+    rewrite(tmp_path / "frozen", {"vae/conv/kernel": lambda x, y: x + 1})
+    with pytest.raises(CheckpointError, match=r"frozen: the array vae/conv/kernel has changed"):
+        manager.read_params(tmp_path, placement=place())
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path):
+    """As version 0.1 wrote them."""
+    write_run(tmp_path, 1)
+    (tmp_path / "frozen" / "checksums").unlink()
+    path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+    content = read_json(path)
+    assert content.pop("checksums")["ema"].keys() == make_params().keys()
+    write_json(path, content)
+    assert set(manager.read_params(tmp_path, placement=place())) == set(MODEL.parts)
