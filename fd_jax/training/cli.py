@@ -148,7 +148,9 @@ def _configs_package(folder: Path) -> Iterator[None]:
     for name in known:
         del sys.modules[name]
     package = types.ModuleType("configs")
-    package.__path__ = [str(folder.absolute())]
+    # Those beside the config file come first, then those of fd_jax.
+    folders = (folder.absolute(), *(other for other in _CONFIG_FOLDERS if other.is_dir()))
+    package.__path__ = list(map(str, folders))
     sys.modules["configs"] = package
     try:
         yield

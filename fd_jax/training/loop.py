@@ -18,6 +18,7 @@ from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.config import to_json
 from fd_jax.files import write_json
 from fd_jax.images.png import write_png
+from fd_jax.numerics import seed_key
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
 from fd_jax.training.metrics import MetricsWriter
@@ -133,7 +134,7 @@ class Loop:
         return stopped if self._step < self.config.loop.num_steps else None
 
     def _take_steps(self, guard: SignalGuard, bar: tqdm) -> int | None:
-        key = jax.random.key(self.config.loop.seed)
+        key = seed_key(self.config.loop.seed)
         num_steps = self.config.loop.num_steps
         while self._step < num_steps:
             batch, index = next(self._batches)

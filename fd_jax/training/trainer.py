@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -26,7 +25,7 @@ from fd_jax.data.loader import Loader, epoch_indices, fingerprint, held_out
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
 from fd_jax.networks import Networks, make_networks
-from fd_jax.ops.layers import as_dtype
+from fd_jax.numerics import pinned, seed_key
 from fd_jax.params import Flat
 from fd_jax.training import latent_cache, metrics
 from fd_jax.training.config import ComputeConfig, LoopConfig, TrainConfig
@@ -60,14 +59,20 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
         Number of the signal that stopped the run before its last step, or None.
 
     Raises:
-        InputError: Config, data, a checkpoint or the folder cannot be used.
+        InputError: Config, data, a checkpoint or the folder cannot be used, or another run trains
+            in the folder.
         NonFiniteError: The loss is not finite.
     """
+    check_folder(workdir)
+    with pinned(config.compute.dtype), RunLock(workdir) as lock:
+        return _train(config, workdir, lock)
+
+
+def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
     # Config: everything that can be checked before anything is computed.
     mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
     check_batch_size(config.data.batch_size, config.compute.accumulation, mesh)
     metrics.check_packages(config.log)
-    check_folder(workdir)
     task_type = find_task(config.task)
     sources = open_sources(config.init)
     architecture, schedule = find_architecture(sources, config.model)
@@ -107,8 +112,7 @@ def train(config: TrainConfig, workdir: Path) -> int | None:
         keep_latest=config.loop.keep_latest,
         keep_every=config.loop.keep_every,
     )
-    precision = jax.default_matmul_precision(matmul_precision(networks.dtype))
-    with RunLock(workdir) as lock, checkpoints, precision:
+    with checkpoints:
         # State: restored from the newest checkpoint, or initialized.
         make_state = partial(
             init_state, optimizer=optimizer, keep_ema=config.optimizer.ema_decay is not None
@@ -316,7 +320,7 @@ def make_evaluate(
 ) -> Callable[[Flat, Flat], dict[str, float]]:
     """Builds a function of trained and frozen parameters: mean losses of held-out batches."""
     eval_step = jax.jit(make_eval_step(task, mesh), out_shardings=sharding.replicated(mesh))
-    key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
+    key = jax.random.fold_in(seed_key(seed), _EVALUATION)
 
     def evaluate(trained: Flat, frozen: Flat) -> dict[str, float]:
         rows = [
@@ -337,8 +341,3 @@ def read_held_out(data: DataConfig, loop: LoopConfig, tokenizer_folder: Path) ->
     if not kept and jax.process_index() == 0:
         print("the data has no test list: no held-out loss is computed")
     return kept
-
-
-def matmul_precision(dtype: jnp.dtype) -> str | None:
-    """Returns the precision of matrix products: GPU and TPU shorten float32 ones by default."""
-    return "float32" if as_dtype(dtype) == jnp.float32 else None

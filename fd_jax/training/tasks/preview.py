@@ -15,6 +15,7 @@ from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import InputError
 from fd_jax.images.sheets import contact_sheet
 from fd_jax.inference.inputs import SamplingInputs, make_inputs
+from fd_jax.numerics import seed_key
 from fd_jax.params import Flat
 from fd_jax.sampling.generate import initial_noise, sample
 from fd_jax.sampling.guidance import as_eps, guided, no_model
@@ -78,7 +79,7 @@ class PromptPreview:
         self._steps = make_steps(sampler, task.schedule)
         side = config.data.resolution // task.architecture.vae.downscale
         seeds = jnp.arange(len(preview.prompts), dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.key)(seeds)
+        keys = jax.vmap(seed_key)(seeds)
         self._noise = np.asarray(initial_noise(keys, side, side))
         self._sample = jax.jit(self._sample_images, out_shardings=sharding.replicated(mesh))
 
