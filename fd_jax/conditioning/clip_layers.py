@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fd_jax.ops.attention import attention_probs, weigh
+from fd_jax.ops.attention import apply_attention, attention_probs
 from fd_jax.ops.layers import quick_gelu
 
 Hidden = Float[Array, "b n d"]
@@ -28,7 +28,7 @@ class SelfAttention(nnx.Module):
             return y.reshape(*y.shape[:2], self.num_heads, -1)
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        return self.out_proj(weigh(attention_probs(q, k, mask), v).reshape(x.shape))
+        return self.out_proj(apply_attention(attention_probs(q, k, mask), v).reshape(x.shape))
 
 
 class MLP(nnx.Module):

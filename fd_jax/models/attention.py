@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fd_jax.models.blocks import conv1x1, group_norm
-from fd_jax.ops.attention import AttentionKind, attention, attention_probs, weigh
+from fd_jax.ops.attention import AttentionKind, apply_attention, attention, attention_probs
 from fd_jax.types import Context
 
 AttentionMap = Float[Array, "b heads q k"]  # probabilities over the keys, of each query
@@ -44,7 +44,7 @@ class Attention(nnx.Module):
         probs = None
         if return_map:
             probs = attention_probs(q, k)
-            y = weigh(probs, v)
+            y = apply_attention(probs, v)
         else:
             y = attention(q, k, v, kind=self.kind)
         return self.to_out(y.reshape(x.shape)), probs

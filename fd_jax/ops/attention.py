@@ -1,7 +1,7 @@
-"""Functions of arrays, without parameters: attention, embeddings, activations."""
+"""Softmax attention, by the kernel that suits the shapes and the devices."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,27 @@ from fd_jax.errors import InputError
 AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn", "flash"]
 
 
-QUERY_BLOCK = 512  # queries of one block of the chunked forms
-_CUDNN_MAX_HEAD_DIM = 128  # on every GPU that has the kernel
-_FLASH_MAX_HEAD_DIM = 512  # the VAE's, and what was tried
-_FLASH_BLOCK, _FLASH_MIN_BLOCK = 512, 128  # queries and keys; larger ones take no less memory
-_LARGE = 1024 * 1024  # queries times keys that are not held at once where that can be helped
+QUERY_BLOCK = 512  # queries per block of the chunked implementations
+_FLASH_BLOCK = 512  # queries and keys per block; larger blocks take no less memory
+_FLASH_MIN_BLOCK = 128
+_LARGE = 1024 * 1024  # queries times keys that are not held at once if that can be avoided
+
+
+class _Limits(NamedTuple):
+    """Shapes and dtypes that a kernel accepts, known before it is called."""
+
+    dtypes: tuple[str, ...]
+    max_head_dim: int
+    head_dim_multiple: int = 1
+    length_multiple: int = 1
+
+
+_LIMITS = {
+    # 128 is the limit of every GPU that has the kernel; Hopper's own is 256.
+    "cudnn": _Limits(("bfloat16", "float16"), max_head_dim=128, head_dim_multiple=8),
+    # Heads of 512 are the VAE's; larger ones were not tried.
+    "flash": _Limits(("bfloat16", "float32"), max_head_dim=512, length_multiple=_FLASH_MIN_BLOCK),
+}
 
 
 def attention(
@@ -33,28 +49,30 @@ def attention(
         q: Queries of h heads.
         k: Keys.
         v: Values.
-        kind: `plain` holds all q * k probabilities; `chunked` those of one block of queries;
-            `by_head` those of one block, head and row, which is fastest on a CPU but would gather
-            a batch that is divided over devices; `cudnn` none, but wants a GPU and 16-bit floats;
-            `flash` none, but wants a TPU and lengths that are multiples of 128. Where several
-            devices share the batch, it must be told of them, see `sharding.on_mesh`. `auto`
-            takes what suits the devices that the program is for.
+        kind: Implementation. `plain` holds all q * k probabilities; `chunked` those of a block of
+            queries; `by_head` those of a block, head and row, which is fastest on a CPU, but
+            gathers a sharded batch; `cudnn` none (GPU, 16-bit floats); `flash` none (TPU, bfloat16,
+            lengths that are multiples of 128). `flash` has to know the mesh that shards a batch,
+            see `sharding.on_mesh`. `auto` picks one for the devices that the function is compiled
+            for.
 
     Raises:
-        InputError: The kind is unknown, or `flash` cannot divide the lengths into blocks.
+        InputError: The kind is unknown, or its kernel does not accept the arrays.
     """
     check_kind(kind)
     if kind == "auto":
         kind = _fastest(q, k)
+    if kind in _LIMITS and (reason := _refusal(kind, q, k)) is not None:
+        raise InputError(f"attention is {kind!r} {reason}")
     if kind == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return _cudnn(q, k, v)
     if kind == "flash":
         return _flash(q, k, v)
     if kind == "chunked":
         return _chunked(q, k, v)
     if kind == "by_head":
         return _by_head(q, k, v)
-    return weigh(attention_probs(q, k), v)
+    return apply_attention(attention_probs(q, k), v)
 
 
 def attention_probs(
@@ -67,9 +85,9 @@ def attention_probs(
     Args:
         q: Queries.
         k: Keys.
-        mask: Which key each query may see; all where None.
+        mask: True where a query may attend to a key; None for everywhere.
     """
-    # q is scaled, not the product: q * k numbers would have to be read again.
+    # Scale q rather than the logits: it is smaller, which saves a pass over the q x k matrix.
     q = q * q.shape[-1] ** -0.5
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -77,7 +95,8 @@ def attention_probs(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def weigh(probs: Float[Array, "b h q k"], v: Float[Array, "b k h d"]) -> Array:
+def apply_attention(probs: Float[Array, "b h q k"], v: Float[Array, "b k h d"]) -> Array:
+    """Returns the values averaged with attention probabilities, [b, q, h, d]."""
     return jnp.einsum("bhqk,bkhd->bqhd", probs.astype(v.dtype), v)
 
 
@@ -88,23 +107,56 @@ def check_kind(kind: str) -> None:
 
 
 def _fastest(q: Array, k: Array) -> AttentionKind:
+    """Returns the fastest implementation that accepts the arrays on the devices traced for."""
     mesh = jax.sharding.get_abstract_mesh()
     platform, num_devices = jax.default_backend(), jax.device_count()
-    if not mesh.empty:  # compiling ahead, the host has not what the program is for
+    if not mesh.empty:
+        # Ahead-of-time compilation: ask the mesh, as the host may lack the target devices.
         platform, num_devices = mesh.abstract_device.platform, mesh.size
-    batch, length, _, head_dim = q.shape
-    is_large = length * k.shape[1] >= _LARGE
-    has_cudnn = head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and has_cudnn:
+    size = q.shape[1] * k.shape[1]
+    if platform == "gpu" and _refusal("cudnn", q, k) is None:
         return "cudnn"
-    if platform == "tpu" and q.dtype == jnp.bfloat16 and is_large:
-        has_blocks = min(_flash_block(length), _flash_block(k.shape[1])) >= _FLASH_MIN_BLOCK
-        is_divided = num_devices == 1 or (not mesh.empty and batch % num_devices == 0)
-        if has_blocks and is_divided and head_dim <= _FLASH_MAX_HEAD_DIM:
+    is_tpu = platform == "tpu" and q.dtype == jnp.bfloat16  # float32 products are shortened there
+    if is_tpu and size >= _LARGE and _refusal("flash", q, k) is None:
+        is_sharded = not mesh.empty and q.shape[0] % num_devices == 0
+        if num_devices == 1 or is_sharded:
             return "flash"
     if platform == "cpu" and num_devices == 1:
         return "by_head"
-    return "chunked" if length * k.shape[1] > _LARGE else "plain"
+    return "chunked" if size > _LARGE else "plain"
+
+
+def _refusal(kind: str, q: Array, k: Array) -> str | None:
+    """Returns why a kernel does not accept arrays, or None if it does."""
+    limits = _LIMITS[kind]
+    head_dim = q.shape[-1]
+    if q.dtype.name not in limits.dtypes:
+        return f"with {q.dtype.name}, expected one of {limits.dtypes}"
+    if head_dim > limits.max_head_dim or head_dim % limits.head_dim_multiple:
+        return (
+            f"with heads of {head_dim}, expected a multiple of {limits.head_dim_multiple} up to "
+            f"{limits.max_head_dim}"
+        )
+    for length in (q.shape[1], k.shape[1]):
+        if length % limits.length_multiple:
+            return f"with {length} queries or keys, expected a multiple of {limits.length_multiple}"
+    return None
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    """Calls cuDNN's kernel, which takes no odd lengths where gradients are computed."""
+    queries, keys = q.shape[1], k.shape[1]
+    if queries % 2 == 0 and keys % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    def pad(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    lengths = jnp.full(q.shape[:1], keys, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        pad(q), pad(k), pad(v), key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :queries]
 
 
 def _flash_block(length: int) -> int:
@@ -112,24 +164,18 @@ def _flash_block(length: int) -> int:
 
 
 def _flash(q: Array, k: Array, v: Array) -> Array:
-    for length in (q.shape[1], k.shape[1]):
-        if _flash_block(length) < _FLASH_MIN_BLOCK:
-            raise InputError(
-                f"attention is 'flash' with {length} queries or keys, expected a multiple of "
-                f"{_FLASH_MIN_BLOCK}"
-            )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _splash(q, k, v)
-    # The compiler divides no kernel over devices: each calls it with its own rows.
+    # The compiler does not shard kernels: each device calls it with its own rows.
     rows = P(mesh.axis_names)
-    divided = jax.shard_map(_splash, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
-    return divided(q, k, v)
+    by_device = jax.shard_map(_splash, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    return by_device(q, k, v)
 
 
 def _splash(q: Array, k: Array, v: Array) -> Array:
-    """JAX's own kernel for TPUs. Its mask is full."""
-    # Imported here, as it takes long and is for TPUs alone.
+    """Calls JAX's splash attention with a full mask."""
+    # Imported late: it takes long, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, lengths = q.shape[2], (q.shape[1], k.shape[1])
@@ -151,7 +197,7 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
 
 
 def _in_blocks(x: Array, axis: int) -> Array:
-    """Moves blocks along `axis` to the front; the last is filled up with zeros."""
+    """Moves blocks along `axis` to the front, the last one padded with zeros."""
     length = x.shape[axis]
     num_blocks = -(-length // QUERY_BLOCK)
     size = -(-length // num_blocks)
@@ -163,7 +209,7 @@ def _in_blocks(x: Array, axis: int) -> Array:
 
 def _chunked(q: Array, k: Array, v: Array) -> Array:
     def block(q: Array) -> Array:
-        return weigh(attention_probs(q, k), v)
+        return apply_attention(attention_probs(q, k), v)
 
     # [blocks b q h d], then the blocks of a query axis side by side again.
     out = jax.lax.map(jax.checkpoint(block), _in_blocks(q, axis=1))

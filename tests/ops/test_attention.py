@@ -9,6 +9,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from fd_jax import sharding
 from fd_jax.errors import InputError
+from fd_jax.ops import attention as module
 from fd_jax.ops.attention import attention, attention_probs, check_kind
 from fd_jax.ops.layers import as_dtype, num_params, quick_gelu, resize, time_embedding
 from tests.helpers.modules import fast_jit, normal
@@ -53,7 +54,7 @@ def test_blocks_change_no_gradient(kind, queries, monkeypatch):
         @fast_jit
         @functools.partial(jax.grad, argnums=(0, 1, 2))
         def gradients(q, k, v):
-            return jnp.sum(weights * attention(q, k, v, kind=kind))
+            return jnp.sum(weights * module.attention(q, k, v, kind=kind))
 
         return gradients(*arrays)
 
@@ -90,7 +91,7 @@ def test_blocks_never_hold_all_probabilities(kind):
     q, k, v = qkv(3, 1100, 701, 5, 4)
 
     def largest(kind):
-        jaxpr = jax.make_jaxpr(functools.partial(attention, kind=kind))(q, k, v)
+        jaxpr = jax.make_jaxpr(functools.partial(module.attention, kind=kind))(q, k, v)
         return max(aval.size for aval in avals(jaxpr.jaxpr))
 
     assert largest("plain") >= 3 * 5 * 1100 * 701
@@ -113,7 +114,7 @@ def test_auto_gathers_no_batch(queries, keys, kind):
     arrays = qkv(2, queries, keys, 3, 4)
 
     got, want = (
-        str(jax.make_jaxpr(functools.partial(attention, kind=kind))(*arrays))
+        str(jax.make_jaxpr(functools.partial(module.attention, kind=kind))(*arrays))
         for kind in ("auto", kind)
     )
 
@@ -148,7 +149,7 @@ def test_flash_leaves_rows_on_their_devices():
 
 
 def out_and_gradients(kind, *arrays):
-    out, backward = jax.vjp(functools.partial(attention, kind=kind), *arrays)
+    out, backward = jax.vjp(functools.partial(module.attention, kind=kind), *arrays)
     return out, *backward(normal(out.shape, dtype=out.dtype))
 
 
@@ -162,7 +163,7 @@ def assert_near_plain(got, arrays):
 @pytest.mark.parametrize(("queries", "keys"), [(100, 128), (128, 77)])
 def test_flash_refuses_what_fills_no_blocks(queries, keys):
     with pytest.raises(InputError, match="expected a multiple of 128"):
-        attention(*qkv(1, queries, keys, 2, 40), kind="flash")
+        module.attention(*qkv(1, queries, keys, 2, 40), kind="flash")
 
 
 FLASH = {
@@ -195,7 +196,7 @@ def uses_kernel(batch, queries, keys, dim, dtype):
     )
     q, k = (jax.ShapeDtypeStruct((batch, length, 2, dim), dtype) for length in (queries, keys))
     with jax.sharding.use_abstract_mesh(mesh):
-        return "pallas_call" in str(jax.make_jaxpr(attention)(q, k, k))
+        return "pallas_call" in str(jax.make_jaxpr(module.attention)(q, k, k))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -305,3 +306,76 @@ def test_other_dtypes_are_refused(name):
     message = f"dtype is '{name}', expected 'float32' or 'bfloat16'"
     with pytest.raises(InputError, match=message):
         as_dtype(name)
+
+
+SHAPES = {  # queries, keys, width of a head
+    "self-attention of 64 x 64 latents": (4096, 4096, 40),
+    "self-attention of 32 x 32 latents": (1024, 1024, 80),
+    "words": (4096, 77, 40),
+    "words of the lowest level": (64, 77, 160),
+    "the VAE's": (4096, 4096, 512),
+    "CLIP's photographs": (257, 257, 64),
+}
+
+
+def chosen(platform, kind, shape, dtype=jnp.bfloat16):
+    """Implementation that `auto` picks for one device of a platform."""
+    queries, keys, dim = shape
+    device = AbstractDevice(kind, None, platform)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    arrays = [jax.ShapeDtypeStruct((2, n, 8, dim), dtype) for n in (queries, keys)]
+    found = []
+
+    def trace(q, k):
+        found.append(module._fastest(q, k))
+        return q
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(trace, *arrays)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_auto_on_a_gpu(name):
+    """cuDNN's kernel where it accepts the heads, whatever the lengths; else XLA's."""
+    kind = chosen("gpu", "NVIDIA H100", SHAPES[name])
+    if SHAPES[name][2] <= 128:
+        assert kind == "cudnn"
+    else:
+        assert kind in ("plain", "chunked")
+    kind = chosen("gpu", "NVIDIA H100", SHAPES[name], jnp.float32)
+    assert kind in ("plain", "chunked")
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(64, 77), (257, 257), (64, 78)])
+def test_cudnn_is_called_with_even_lengths(monkeypatch, queries, keys):
+    """Where gradients are computed it takes no odd ones; padded keys are masked."""
+    lengths = []
+    arrays = [x.astype(jnp.bfloat16) for x in qkv(2, queries, keys, 2, 8)]
+    expected = attention(*arrays, kind="plain")
+    dot_product_attention = jax.nn.dot_product_attention
+
+    def kernel(q, k, v, *, implementation, **options):
+        lengths.extend((q.shape[1], k.shape[1]))
+        return dot_product_attention(q, k, v, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    got = module._cudnn(*arrays)
+
+    assert all(length % 2 == 0 for length in lengths)
+    assert relative_error(got, expected) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype", "message"),
+    [
+        ("cudnn", (64, 64, 160), jnp.bfloat16, "heads of 160, expected a multiple of 8 up to 128"),
+        ("cudnn", (64, 64, 12), jnp.bfloat16, "heads of 12"),
+        ("cudnn", (64, 64, 40), jnp.float32, "with float32, expected one of"),
+        ("flash", (128, 77, 40), jnp.bfloat16, "77 queries or keys, expected a multiple of 128"),
+    ],
+)
+def test_a_kernel_refuses_before_it_is_traced(kind, shape, dtype, message):
+    queries, keys, dim = shape
+    with pytest.raises(InputError, match=message):
+        module.attention(*qkv(1, queries, keys, 2, dim, dtype), kind=kind)
