@@ -108,17 +108,18 @@ def _count(jaxpr: Jaxpr) -> int:
 
 def _equation(equation: JaxprEqn) -> int:
     params, name = equation.params, equation.primitive.name
+    operands: list[Any] = [variable.aval for variable in equation.invars]
+    results: list[Any] = [variable.aval for variable in equation.outvars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        return 2 * results[0].size * math.prod(operands[0].shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
+        kernel = operands[1]
         out_features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         # The backward pass of a strided convolution dilates its input; the inserted zeros are not
         # counted.
         inserted = math.prod(params["lhs_dilation"])
-        return 2 * equation.outvars[0].aval.size * (kernel.size // out_features) // inserted
+        return 2 * results[0].size * (kernel.size // out_features) // inserted
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -137,13 +137,15 @@ def make_optimizer(
         num_steps: Step at which a falling learning rate reaches 0.
     """
     clip = optax.identity() if config.clip_norm is None else _clip(config.clip_norm)
+
+    def scale(updates: Any, _: Any) -> Any:
+        return {path: factors[path] * update for path, update in updates.items()}
+
     return optax.chain(
         clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay),
-        optax.stateless(
-            lambda updates, _: {path: factors[path] * u for path, u in updates.items()}
-        ),
+        optax.stateless(scale),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     )
 
@@ -151,7 +153,7 @@ def make_optimizer(
 def _clip(norm: float) -> optax.GradientTransformation:
     """Clips by the global norm as PyTorch does, with its epsilon."""
 
-    def scale(updates: Flat, _: Flat) -> Flat:
+    def scale(updates: Any, _: Any) -> Any:
         factor = jnp.minimum(1.0, norm / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda u: factor * u, updates)
 
@@ -167,5 +169,5 @@ def update_ema(decay: float, ema: Flat, params: Flat, step: Int[Array, ""]) -> F
         params: Parameters after the step.
         step: Number of steps done before.
     """
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+    current = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: current * old + (1 - current) * new, ema, params)

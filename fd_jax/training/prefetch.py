@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,11 +30,13 @@ def to_batch(examples: Example, mesh: Mesh) -> Batch:
     Row j of process p of n is row j * n + p of the batch, as the loader distributes them. Draws
     depend on that position, and so not on the number of processes.
     """
-    rows = np.arange(len(examples.index)) * jax.process_count() + jax.process_index()
+    rows: Any = (
+        np.arange(len(examples.index), dtype=np.int32) * jax.process_count() + jax.process_index()
+    )
     batched = sharding.batched(mesh)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(batched, array),
-        Batch(examples, rows.astype(np.int32)),
+        Batch(examples, rows),
     )
 
 

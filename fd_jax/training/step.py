@@ -1,7 +1,7 @@
 """The training state and the pure functions that advance and measure it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def make_train_step(
             total, _ = jax.lax.scan(add, zero, parts)
             grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        trained = optax.apply_updates(state.params, updates)
+        trained: Any = optax.apply_updates(state.params, updates)
         ema = state.ema_params
         if ema_decay is not None:
             ema = update_ema(ema_decay, ema, trained, state.step)

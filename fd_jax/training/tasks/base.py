@@ -2,8 +2,10 @@
 
 import abc
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,13 @@ class Inputs(NamedTuple):
     posterior: Float[Array, "b h w 8"] | None = None  # mean and log variance
     text: Context | None = None
 
+    @property
+    def images(self) -> Images:
+        """The images. Raises ValueError where a latent cache takes their place."""
+        if self.image is None:
+            raise ValueError("there are no images: a latent cache takes their place")
+        return self.image
+
 
 class Draws(NamedTuple):
     """Random numbers of a step, other than those of its examples."""
@@ -70,19 +79,20 @@ class Draws(NamedTuple):
 
 
 def to_inputs(examples: Example) -> Inputs:
-    """Returns the inputs of the networks. Called on the device: bytes are what travels there."""
-    is_inside = examples.segment_map[:, None] == examples.subject_ids[:, :, None, None]
-    is_inside &= examples.has_subject[:, :, None, None]
-    image = examples.image
+    """Returns the inputs of the networks. Called on the device, where examples arrive as bytes."""
+    arrays: Any = examples  # JAX's in place of NumPy's
+    is_inside = arrays.segment_map[:, None] == arrays.subject_ids[:, :, None, None]
+    is_inside &= arrays.has_subject[:, :, None, None]
+    image = arrays.image
     return Inputs(
         image=None if image is None else to_image(image),
-        subject_pixels=examples.subject_pixels.astype(jnp.float32) / 255,
+        subject_pixels=arrays.subject_pixels.astype(jnp.float32) / 255,
         subject_masks=is_inside.astype(jnp.float32),
-        input_ids=examples.input_ids,
-        subject_token_index=examples.subject_token_index,
-        has_subject=examples.has_subject,
-        posterior=_from_cache(examples.posterior),
-        text=_from_cache(examples.text),
+        input_ids=arrays.input_ids,
+        subject_token_index=arrays.subject_token_index,
+        has_subject=arrays.has_subject,
+        posterior=_from_cache(arrays.posterior),
+        text=_from_cache(arrays.text),
     )
 
 
@@ -180,7 +190,8 @@ class Task(abc.ABC):
             "reconstruction_loss": self.objective.reconstruction_weight,
             "divergence": self.objective.divergence_weight,
         }
-        total = sum(weights[name] * loss for name, loss in losses.items()).mean()
+        terms = [weights[name] * loss for name, loss in losses.items()]
+        total = functools.reduce(operator.add, terms).mean()
         return total, {"loss": total, **{name: loss.mean() for name, loss in losses.items()}}
 
 
@@ -198,7 +209,7 @@ def gather_params(trained: Flat, frozen: Flat, mesh: Mesh, dtype: DTypeLike) -> 
 def encode_posterior(vae: VAE, inputs: Inputs) -> Posterior:
     """Returns the posterior of a batch's latents, from the latent cache if it is given."""
     if inputs.posterior is None:
-        return vae.encode(inputs.image)
+        return vae.encode(inputs.images)
     return Posterior(*jnp.split(inputs.posterior.astype(jnp.float32), 2, axis=-1))
 
 

@@ -33,7 +33,7 @@ class SubjectEncoder(Task):
         encoder = self.networks.image_encoder.bind(params["image_encoder"])
         loss = appearance.appearance_loss(
             embed_subjects(encoder, inputs.subject_pixels),
-            inputs.image,
+            inputs.images,
             inputs.subject_masks,
             inputs.has_subject,
         ).mean()

@@ -1,5 +1,7 @@
 """The subject-augmented model (SDM): persons, given captions and photographs."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -81,10 +83,10 @@ class Sdm(Task):
             )
         if objective.appearance_weight > 0:
             losses["appearance_loss"] = appearance_loss(
-                subjects, inputs.image, inputs.subject_masks, inputs.has_subject
+                subjects, inputs.images, inputs.subject_masks, inputs.has_subject
             )
         if self.trains_vae:
-            losses |= autoencoder_losses(vae, posterior, latents, inputs.image)
+            losses |= autoencoder_losses(vae, posterior, latents, inputs.images)
         return self.total(losses)
 
     def preview(self, config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> Preview | None:
@@ -94,9 +96,15 @@ class Sdm(Task):
         return PromptPreview(self, self._contexts, config, tokenizer, mesh, mode="delayed")
 
     def _augment(
-        self, params: dict[str, Params], text: Context, inputs: Inputs | SamplingInputs
+        self, params: dict[str, Params], text: Context, inputs: Any
     ) -> tuple[Context, SubjectEmbeds]:
-        """Writes the subjects into their words; returns the context and their embeddings."""
+        """Writes the subjects into their words; returns the context and their embeddings.
+
+        Args:
+            params: Parameters by part.
+            text: Text embeddings.
+            inputs: `Inputs` or `SamplingInputs`.
+        """
         encoder = self.networks.image_encoder.bind(params["image_encoder"])
         fusion = self.networks.subject_fusion.bind(params["subject_fusion"])
         return augment(

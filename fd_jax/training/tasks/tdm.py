@@ -55,7 +55,7 @@ class Tdm(Task):
         )
         losses = {"denoising_loss": denoising}
         if self.trains_vae:
-            losses |= autoencoder_losses(vae, posterior, latents, inputs.image)
+            losses |= autoencoder_losses(vae, posterior, latents, inputs.images)
         return self.total(losses)
 
     def preview(self, config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> Preview | None:

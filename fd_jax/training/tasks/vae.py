@@ -55,7 +55,7 @@ class Autoencoder(Task):
         posterior = encode_posterior(vae, inputs)
         unscaled = sample_posterior(posterior, draws)
         latents = unscaled * vae.config.scaling_factor
-        loss, metrics = self.total(autoencoder_losses(vae, posterior, latents, inputs.image))
+        loss, metrics = self.total(autoencoder_losses(vae, posterior, latents, inputs.images))
         return loss, {**metrics, "latent_std": unscaled.std()}
 
     def preview(self, config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> Preview | None:
