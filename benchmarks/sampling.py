@@ -35,6 +35,7 @@ from benchmarks.peers import (
     torch_sample,
 )
 from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.config_json import config_to_json
 from fd_jax.checkpoints.torch.names import UNET, VAE, Part
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
@@ -79,7 +80,7 @@ def their_unet(
     """The same call of PyTorch."""
     params = random_weights(make_networks(configs).unet.abstract, "tdm")
     model = torch_model(
-        UNet2DConditionModel, configs.unet.to_json(), params, Part(UNET), device
+        UNet2DConditionModel, config_to_json(configs.unet), params, Part(UNET), device
     ).to(getattr(torch, dtype))
     x, contexts = inputs(configs, 2, configs.unet.sample_size)
     first, context = (a.to(device, model.dtype) for a in (nchw(x), torch.from_numpy(contexts[0])))
@@ -192,7 +193,7 @@ def their_sampler(
         return torch.compile(call, dynamic=False) if compiled else call
 
     def load_unet(name: str) -> Callable[..., types.SimpleNamespace]:
-        call = compile(load(name, UNet2DConditionModel, configs.unet.to_json(), Part(UNET)))
+        call = compile(load(name, UNet2DConditionModel, config_to_json(configs.unet), Part(UNET)))
 
         def predict(x: Tensor, t: int, context: Tensor) -> types.SimpleNamespace:
             # As a number, each timestep would be compiled anew.
@@ -202,7 +203,7 @@ def their_sampler(
         return predict
 
     unets = load_unet("tdm"), load_unet("sdm")
-    vae = load("vae", AutoencoderKL, configs.vae.to_json(), Part(VAE))
+    vae = load("vae", AutoencoderKL, config_to_json(configs.vae), Part(VAE))
     decode = compile(vae.decode)
 
     def run(x: np.ndarray, contexts: np.ndarray, guidance: float) -> np.ndarray:

@@ -22,6 +22,7 @@ from transformers import (
 
 from benchmarks.peers import Fusion, nchw, torch_model
 from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.config_json import config_to_json
 from fd_jax.checkpoints.torch.names import (
     IMAGE_ENCODER,
     SUBJECT_FUSION,
@@ -83,13 +84,13 @@ class Trainer:
         def model(cls: type, config: Any, part: str, names: dict) -> nn.Module:
             return torch_model(cls, config, params[part], Part(names), device)
 
-        self.vae = model(AutoencoderKL, configs.vae.to_json(), "vae", VAE)
-        text = CLIPTextConfig(**configs.text_encoder.to_json())
+        self.vae = model(AutoencoderKL, config_to_json(configs.vae), "vae", VAE)
+        text = CLIPTextConfig(**config_to_json(configs.text_encoder))
         self.text = model(CLIPTextModel, text, "text_encoder", TEXT_ENCODER)
-        self.unet = model(UNet2DConditionModel, configs.unet.to_json(), "unet", UNET)
+        self.unet = model(UNet2DConditionModel, config_to_json(configs.unet), "unet", UNET)
         trained = [self.unet]
         if config.kind == "sdm":
-            vision = CLIPVisionConfig(**configs.image_encoder.to_json())
+            vision = CLIPVisionConfig(**config_to_json(configs.image_encoder))
             self.vision = model(
                 CLIPVisionModelWithProjection, vision, "image_encoder", IMAGE_ENCODER
             )

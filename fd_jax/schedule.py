@@ -1,8 +1,6 @@
 """The noise schedule: how much of an image is left at each training timestep."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -11,9 +9,6 @@ from fd_jax.errors import InputError
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-# Config of a diffusers scheduler that change its results and that nothing here follows.
-_UNSUPPORTED = ("trained_betas", "clip_sample", "thresholding", "rescale_betas_zero_snr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,45 +43,6 @@ class ScheduleConfig:
             raise InputError(
                 f"prediction_type is {self.prediction_type!r}, expected one of {PREDICTION_TYPES}"
             )
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "ScheduleConfig":
-        """Reads the contents of a diffusers `scheduler_config.json`.
-
-        Fields that the file lacks keep their defaults. Fields that do not belong to the noise
-        schedule are ignored: the file's solver and its spacing of the timesteps are not followed.
-
-        Raises:
-            InputError: A field is of the wrong type or out of range, or the file asks for something
-                that changes the result and is not supported, such as clipped predictions.
-        """
-        for name in _UNSUPPORTED:
-            if name in config and config[name] not in (None, False):
-                raise InputError(f"{name} is {config[name]!r}, expected null or false")
-        known = {}
-        for field in dataclasses.fields(cls):
-            if field.name not in config:
-                continue
-            value = config[field.name]
-            if field.type is float and type(value) is int:
-                value = float(value)
-            if type(value) is not field.type:
-                raise InputError(f"{field.name} is {value!r}, expected {field.type.__name__}")
-            known[field.name] = value
-        return cls(**known)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the config for `from_json` and diffusers, with Stable Diffusion 1.5's keys.
-
-        Schedulers of diffusers differ in the defaults of missing keys: DDIM would clip to -1..1.
-        """
-        return {
-            "_class_name": "PNDMScheduler",
-            "clip_sample": False,
-            "skip_prk_steps": True,
-            "trained_betas": None,
-            **dataclasses.asdict(self),
-        }
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float64[np.ndarray, " n"]:

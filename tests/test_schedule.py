@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fd_jax import assets
+from fd_jax.checkpoints.config_json import schedule_from_json, schedule_to_json
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod, final_alpha_cumprod
 
 # The scheduler of Stable Diffusion 1.5.
@@ -53,7 +54,7 @@ def test_sampling_ends_at_the_first_level_or_at_no_noise():
 
 
 def test_reads_stable_diffusion():
-    assert ScheduleConfig.from_json(SCHEDULER_CONFIG) == ScheduleConfig()
+    assert schedule_from_json(SCHEDULER_CONFIG) == ScheduleConfig()
 
 
 def test_reads_every_field():
@@ -67,14 +68,14 @@ def test_reads_every_field():
         "prediction_type": "v_prediction",
     }
 
-    config = ScheduleConfig.from_json(fields)
+    config = schedule_from_json(fields)
 
     assert dataclasses.asdict(config) == fields
     assert dataclasses.asdict(ScheduleConfig()).keys() == fields.keys()
 
 
 def test_fields_that_the_file_lacks_keep_their_defaults():
-    assert ScheduleConfig.from_json({"steps_offset": 0}) == ScheduleConfig(steps_offset=0)
+    assert schedule_from_json({"steps_offset": 0}) == ScheduleConfig(steps_offset=0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_fields_that_the_file_lacks_keep_their_defaults():
 )
 def test_refuses_files_that_it_cannot_follow(name, value):
     with pytest.raises(ValueError, match=f"^{name} is .*, expected "):
-        ScheduleConfig.from_json(SCHEDULER_CONFIG | {name: value})
+        schedule_from_json(SCHEDULER_CONFIG | {name: value})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,6 @@ SD15 = {
 
 def test_what_is_written_has_every_key_of_stable_diffusion():
     """diffusers' schedulers fill in others: its DDIM, for one, would clip latents to -1..1."""
-    assert ScheduleConfig().to_json() == SD15 | {"prediction_type": "epsilon"}
+    assert schedule_to_json(ScheduleConfig()) == SD15 | {"prediction_type": "epsilon"}
     bundled = json.loads((assets.DEMO / "base/scheduler/scheduler_config.json").read_text())
     assert bundled == SD15 | {"prediction_type": "v_prediction"}

@@ -14,6 +14,8 @@ from fd_jax.architecture import (
     VAEConfig,
 )
 from fd_jax.assets import TOKENIZER
+from fd_jax.checkpoints import config_json
+from fd_jax.checkpoints.config_json import config_from_json, config_to_json, schedule_to_json
 from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch import names
@@ -70,7 +72,7 @@ def read_configs(
 
     def config(cls: type, folder: Path) -> Any:
         path = folder / "config.json"
-        return cls.from_json(read_json(path), str(path))
+        return config_from_json(cls, read_json(path), str(path))
 
     schedule = base / "scheduler" / "scheduler_config.json"
     schedule_config = schedule_from_json(read_json(schedule), str(schedule))
@@ -101,7 +103,7 @@ def part_in(folder: Path) -> str:
 def read_config(part: str, folder: Path) -> Any:
     """Reads the config of a network from its folder. Raises ConfigError or CheckpointError."""
     path = folder / "config.json"
-    return Architecture.__annotations__[part].from_json(read_json(path), str(path))
+    return config_from_json(Architecture.__annotations__[part], read_json(path), str(path))
 
 
 def read_schedule(folder: Path) -> ScheduleConfig:
@@ -113,7 +115,7 @@ def read_schedule(folder: Path) -> ScheduleConfig:
 def schedule_from_json(content: Mapping[str, Any], where: str) -> ScheduleConfig:
     """Returns the noise schedule of a scheduler's config. Raises CheckpointError."""
     try:
-        return ScheduleConfig.from_json(content)
+        return config_json.schedule_from_json(content)
     except (ValueError, OverflowError) as error:  # of an integer that no float can hold
         raise CheckpointError(f"{where}: {error}") from error
 
@@ -146,12 +148,12 @@ def load_folder(
 
 def write_config(part: str, folder: Path, config: Any) -> None:
     """Writes the config of a network to its folder. Raises CheckpointError."""
-    write_json(folder / "config.json", config.to_json())
+    write_json(folder / "config.json", config_to_json(config))
 
 
 def write_schedule(folder: Path, schedule: ScheduleConfig) -> None:
     """Writes a noise schedule to the folder of a scheduler. Raises CheckpointError."""
-    write_json(folder / "scheduler_config.json", schedule.to_json())
+    write_json(folder / "scheduler_config.json", schedule_to_json(schedule))
 
 
 def write_folder(part: str, folder: str | os.PathLike, params: Params, config: Any) -> None:

@@ -108,7 +108,12 @@ def merge_sampler(
                 f"unknown argument {name!r}, expected a field of SamplerConfig: {', '.join(known)}"
                 f"{nearest(name, [*known, *other_names])}"
             )
-    return dataclasses.replace(sampler, **fields)
+    # Scalars of NumPy and JAX become Python's.
+    plain = {
+        name: value.item() if getattr(value, "ndim", None) == 0 else value
+        for name, value in fields.items()
+    }
+    return dataclasses.replace(sampler, **plain)
 
 
 def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references: bool) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from fd_jax import sharding
 from fd_jax.architecture import Architecture, VAEConfig
 from fd_jax.checkpoints import export as export_module
+from fd_jax.checkpoints.config_json import config_from_json
 from fd_jax.checkpoints.diffusers import load_folder
 from fd_jax.checkpoints.export import export
 from fd_jax.checkpoints.flat_file import flat_tensors, position_ids
@@ -97,7 +98,7 @@ def test_of_an_autoencoder_alone_there_is_nothing_but_its_folder(params, abstrac
     assert_same(loaded, vae["vae"])
     assert left == []
     path = out / "vae" / "config.json"
-    assert VAEConfig.from_json(read_json(path), str(path)) == TINY.vae
+    assert config_from_json(VAEConfig, read_json(path), str(path)) == TINY.vae
 
 
 def test_an_image_encoder_alone_is_a_folder_that_an_sdm_begins_with(params, abstract, tmp_path):

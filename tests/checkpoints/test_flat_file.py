@@ -12,6 +12,7 @@ from fd_jax.architecture import (
     UNetConfig,
     VAEConfig,
 )
+from fd_jax.checkpoints.config_json import config_from_json
 from fd_jax.checkpoints.diffusers import KINDS
 from fd_jax.checkpoints.flat_file import write_flat_file
 from fd_jax.checkpoints.placement import Placement
@@ -211,10 +212,10 @@ def test_names_and_shapes_are_the_real_ones(goldens):
         config = all_configs[size]
         networks = make_networks(
             Architecture(
-                UNetConfig.from_json(config["unet"]),
-                VAEConfig.from_json(config["vae"]),
-                CLIPTextConfig.from_json(config["text"]),
-                CLIPVisionConfig.from_json(config["vision"]),
+                config_from_json(UNetConfig, config["unet"]),
+                config_from_json(VAEConfig, config["vae"]),
+                config_from_json(CLIPTextConfig, config["text"]),
+                config_from_json(CLIPVisionConfig, config["vision"]),
             )
         )
         files = PARTS | {kind: {kind: part} for kind, (_, part) in KINDS.items()}

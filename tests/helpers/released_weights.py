@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 
 from fd_jax.assets import TOKENIZER
+from fd_jax.checkpoints.config_json import schedule_to_json
 from fd_jax.checkpoints.torch.files import write_safetensors
 from fd_jax.files import write_json
 from fd_jax.schedule import ScheduleConfig
@@ -56,7 +57,7 @@ def write_checkpoints(goldens: pathlib.Path, out: pathlib.Path) -> dict[str, pat
     ):
         write_json(base / key / "config.json", configs[config][json_key])
         write(base / key / f"{stem}.safetensors", key, seed)
-    write_json(base / "scheduler" / "scheduler_config.json", ScheduleConfig().to_json())
+    write_json(base / "scheduler" / "scheduler_config.json", schedule_to_json(ScheduleConfig()))
     shutil.copytree(TOKENIZER, base / "tokenizer")
     write_json(out / "clip" / "config.json", {"vision_config": configs[config]["vision"]})
     write(out / "clip" / "model.safetensors", "clip", seed)

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from fd_jax.architecture import CLIPVisionConfig, ConfigError
+from fd_jax.checkpoints.config_json import config_to_json
 from fd_jax.checkpoints.run.model_json import RunModel, write_model
 from fd_jax.checkpoints.weights import find_parts
 from fd_jax.errors import InputError
@@ -33,14 +34,14 @@ def tdm(tmp_path):
 
 
 def test_a_tdm_is_completed_by_the_image_encoder_that_is_given(tdm, tmp_path):
-    write_json(tmp_path / "clip" / "config.json", TINY.image_encoder.to_json())
+    write_json(tmp_path / "clip" / "config.json", config_to_json(TINY.image_encoder))
     init = InitConfig(checkpoint=tdm, image_encoder=tmp_path / "clip")
     assert architecture_of(init)[0] == TINY
     assert origins(init)["vae"] == tdm
 
 
 def test_an_image_encoder_that_does_not_fit_is_refused(tdm, tmp_path):
-    write_json(tmp_path / "clip" / "config.json", CLIPVisionConfig().to_json())
+    write_json(tmp_path / "clip" / "config.json", config_to_json(CLIPVisionConfig()))
     with pytest.raises(ConfigError, match="projection_dim of the image encoder is 768"):
         architecture_of(InitConfig(checkpoint=tdm, image_encoder=tmp_path / "clip"))
 

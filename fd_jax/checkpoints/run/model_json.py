@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.config_json import config_from_json, config_to_json, schedule_to_json
 from fd_jax.checkpoints.diffusers import schedule_from_json
 from fd_jax.checkpoints.run import orbax_arrays, step_folders
 from fd_jax.errors import CheckpointError
@@ -46,10 +47,12 @@ def write_model(run: str | os.PathLike, model: RunModel) -> None:
     """Writes `model.json`, on the first process alone. Raises CheckpointError."""
     content: dict[str, Any] = {"kind": model.task, "parts": list(model.parts)}
     content |= {
-        part: config.to_json() for part, config in model.architecture.items() if part in model.parts
+        part: config_to_json(config)
+        for part, config in model.architecture.items()
+        if part in model.parts
     }
     if model.schedule is not None and "unet" in model.parts:
-        content["scheduler"] = model.schedule.to_json()
+        content["scheduler"] = schedule_to_json(model.schedule)
     if jax.process_index() == 0:
         write_json(Path(run) / _FILE, content)
 
@@ -78,7 +81,7 @@ def read_model(run: str | os.PathLike) -> RunModel:
         return found
 
     architecture = {
-        part: config.from_json(section(part), f"{path}: {part}")
+        part: config_from_json(config, section(part), f"{path}: {part}")
         for part, config in _CONFIGS.items()
         if part in parts
     }

@@ -13,6 +13,7 @@ from fd_jax.architecture import (
     UNetConfig,
     VAEConfig,
 )
+from fd_jax.checkpoints.config_json import config_from_json, config_to_json
 from fd_jax.errors import InputError
 from fd_jax.files import read_json
 from tests.helpers.untrained import CONFIGS
@@ -39,7 +40,7 @@ ODD_VAE = VAEConfig(
 
 
 def read(cls, config):
-    return cls.from_json(config, WHERE)
+    return config_from_json(cls, config, WHERE)
 
 
 def refused(cls, config) -> str:
@@ -54,9 +55,9 @@ def refused(cls, config) -> str:
 
 @pytest.mark.parametrize("config", [*Architecture(), *CONFIGS, ODD_UNET, ODD_VAE], ids=repr)
 def test_json_round_trip(config):
-    through_text = json.loads(json.dumps(config.to_json()))
+    through_text = json.loads(json.dumps(config_to_json(config)))
 
-    assert type(config).from_json(config.to_json()) == config
+    assert config_from_json(type(config), config_to_json(config)) == config
     assert read(type(config), through_text) == config
 
 
@@ -68,7 +69,7 @@ def test_files_of_stable_diffusion_give_the_defaults(goldens):
     names = ("unet", "vae", "text", "vision")
     for cls, name in zip(CLASSES, names, strict=True):
         assert read(cls, configs["sd15"][name]) == cls()
-        assert read(cls, cls().to_json() | configs["sd15"][name]) == cls()
+        assert read(cls, config_to_json(cls()) | configs["sd15"][name]) == cls()
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -84,11 +85,11 @@ def test_what_diffusers_and_transformers_add_is_ignored(cls):
         "attention_dropout": 0.0,
         "architectures": ["CLIPModel"],
     }
-    assert read(cls, cls().to_json() | added) == cls()
+    assert read(cls, config_to_json(cls()) | added) == cls()
 
 
 def test_numbers_without_a_point_are_floats():
-    vae = read(VAEConfig, VAEConfig().to_json() | {"scaling_factor": 1})
+    vae = read(VAEConfig, config_to_json(VAEConfig()) | {"scaling_factor": 1})
     assert (type(vae.scaling_factor), vae.scaling_factor) == (float, 1)
 
 
@@ -100,7 +101,7 @@ def test_downscale():
 @pytest.mark.parametrize("cls", [UNetConfig, VAEConfig])
 def test_optional_settings_have_defaults(cls):
     optional = ["norm_num_groups", "norm_eps", "scaling_factor", "sample_size"]
-    config = {key: value for key, value in cls().to_json().items() if key not in optional}
+    config = {key: value for key, value in config_to_json(cls()).items() if key not in optional}
     assert read(cls, config) == cls()
 
 
@@ -122,7 +123,7 @@ def test_transformers_leaves_its_defaults_out(cls):
     assert read(cls, {}) == sizes[cls]
     assert read(cls, {"model_type": f"clip_{tower}_model"}) == sizes[cls]
     assert read(cls, {f"{tower}_config": {}, "model_type": "clip"}) == sizes[cls]
-    assert read(cls, cls().to_json()) == cls()
+    assert read(cls, config_to_json(cls())) == cls()
 
 
 def make_clip(**top):
@@ -130,8 +131,8 @@ def make_clip(**top):
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "vision_config": CLIPVisionConfig().to_json(),
-        "text_config": CLIPTextConfig().to_json(),
+        "vision_config": config_to_json(CLIPVisionConfig()),
+        "text_config": config_to_json(CLIPTextConfig()),
         **top,
     }
 
@@ -182,18 +183,18 @@ UNSUPPORTED = (
 
 @pytest.mark.parametrize(("cls", "key", "found", "supported"), UNSUPPORTED)
 def test_unsupported_settings(cls, key, found, supported):
-    message = refused(cls, cls().to_json() | {key: found})
+    message = refused(cls, config_to_json(cls()) | {key: found})
     assert message == f"{WHERE}: {key} is {found!r}, supported is {supported!r}"
 
 
 @pytest.mark.parametrize(("cls", "key", "found", "supported"), UNSUPPORTED)
 def test_supported_settings_may_be_given(cls, key, found, supported):
-    assert read(cls, cls().to_json() | {key: supported}) == cls()
+    assert read(cls, config_to_json(cls()) | {key: supported}) == cls()
 
 
 def test_stable_diffusion_2_is_refused():
     sd2 = {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024}
-    config = UNetConfig().to_json() | sd2
+    config = config_to_json(UNetConfig()) | sd2
     assert "use_linear_projection is True" in refused(
         UNetConfig, config | {"use_linear_projection": True}
     )
@@ -212,7 +213,7 @@ def test_stable_diffusion_xl_is_refused():
         "transformer_layers_per_block": [1, 2, 10],
         "use_linear_projection": True,
     }
-    assert "supported is" in refused(UNetConfig, UNetConfig().to_json() | sdxl)
+    assert "supported is" in refused(UNetConfig, config_to_json(UNetConfig()) | sdxl)
 
 
 @pytest.mark.parametrize(
@@ -227,11 +228,11 @@ def test_stable_diffusion_xl_is_refused():
         ("up_block_types", None),
         ("up_block_types", 4),
         ("up_block_types", ["UpBlock2D"] * 4),
-        ("up_block_types", UNetConfig().to_json()["up_block_types"][::-1]),
+        ("up_block_types", config_to_json(UNetConfig())["up_block_types"][::-1]),
     ],
 )
 def test_blocks_of_the_unet(key, found):
-    message = refused(UNetConfig, UNetConfig().to_json() | {key: found})
+    message = refused(UNetConfig, config_to_json(UNetConfig()) | {key: found})
     assert message.startswith(f"{WHERE}: {key} is {found!r}, supported ")
 
 
@@ -240,12 +241,12 @@ def test_blocks_of_the_unet(key, found):
     "found", [None, 4, [], ["DownEncoderBlock2D"], ["AttnDownEncoderBlock2D"] * 4, [[1]]]
 )
 def test_blocks_of_the_vae(key, found):
-    message = refused(VAEConfig, VAEConfig().to_json() | {key: found})
+    message = refused(VAEConfig, config_to_json(VAEConfig()) | {key: found})
     assert message.startswith(f"{WHERE}: {key} is {found!r}, supported is [")
 
 
 def test_as_many_blocks_as_widths():
-    config = UNetConfig().to_json() | {"block_out_channels": [320, 640]}
+    config = config_to_json(UNetConfig()) | {"block_out_channels": [320, 640]}
     assert refused(UNetConfig, config).startswith(f"{WHERE}: UNetConfig: 4 kinds of block")
 
 
@@ -263,7 +264,7 @@ NO_SIZES = (None, True, False, 0, -1, 8.0, "8", "", math.nan, 10**400, {}, {"a":
 )
 def test_sizes_are_whole_numbers_above_0(cls, key):
     for value in NO_SIZES:
-        message = refused(cls, cls().to_json() | {key: value})
+        message = refused(cls, config_to_json(cls()) | {key: value})
         shown = tuple(value) if isinstance(value, list) else value
         assert message == f"{WHERE}: {key} is {shown!r}, expected a whole number above 0"
 
@@ -271,7 +272,7 @@ def test_sizes_are_whole_numbers_above_0(cls, key):
 @pytest.mark.parametrize("cls", [UNetConfig, VAEConfig])
 def test_widths_are_lists_of_whole_numbers_above_0(cls):
     for value in (None, True, 320, "320", [], {}, [[320] * 4], [320, None], [320, "640"], [0, 32]):
-        message = refused(cls, cls().to_json() | {"block_out_channels": value})
+        message = refused(cls, config_to_json(cls()) | {"block_out_channels": value})
         assert message.startswith(f"{WHERE}: block_out_channels is ")
         assert message.endswith(", expected a list of whole numbers above 0")
 
@@ -280,7 +281,7 @@ def test_widths_are_lists_of_whole_numbers_above_0(cls):
 def test_floats_are_finite_and_above_0(cls, key):
     bad = (None, True, 0, 0.0, -1e-5, math.nan, math.inf, -math.inf, 10**400, "1e-5", [1e-5], {})
     for value in bad:
-        message = refused(cls, cls().to_json() | {key: value})
+        message = refused(cls, config_to_json(cls()) | {key: value})
         assert message.startswith(f"{WHERE}: {key} is ")
         assert message.endswith(", expected a finite number above 0")
 
@@ -301,8 +302,8 @@ NEEDED = {
 @pytest.mark.parametrize("cls", NEEDED)
 def test_needed_settings(cls):
     """All but those that have the same default in diffusers."""
-    for key in cls().to_json():
-        rest = {other: value for other, value in cls().to_json().items() if other != key}
+    for key in config_to_json(cls()):
+        rest = {other: value for other, value in config_to_json(cls()).items() if other != key}
         if key in NEEDED[cls]:
             assert re.search(rf"lacks \['{key}'\]|: {key} is None", refused(cls, rest))
         else:
@@ -322,7 +323,7 @@ def test_towers_are_objects(cls, tower):
 def test_other_models_than_clip(cls):
     other = {CLIPTextConfig: "clip_vision_model", CLIPVisionConfig: "clip_text_model"}
     for kind in (other[cls], "bert", "siglip_vision_model", 5, []):
-        message = refused(cls, cls().to_json() | {"model_type": kind})
+        message = refused(cls, config_to_json(cls()) | {"model_type": kind})
         assert message.startswith(f"{WHERE}: model_type is {kind!r}, expected a CLIP")
 
 
@@ -343,7 +344,7 @@ def test_other_models_than_clip(cls):
     ],
 )
 def test_sizes_that_do_not_divide(cls, change, message):
-    found = refused(cls, cls().to_json() | change)
+    found = refused(cls, config_to_json(cls()) | change)
     assert found.startswith(f"{WHERE}: {cls.__name__}: {message}")
 
 
@@ -360,15 +361,15 @@ def test_any_value_gives_a_config_or_a_config_error(cls):
         [{}],
         "x" * 9,
     )
-    for key, usual in cls().to_json().items():
+    for key, usual in config_to_json(cls()).items():
         for value in odd + ((usual * 2,) if isinstance(usual, list) else ([usual] * 4,)):
             try:
-                config = read(cls, cls().to_json() | {key: value})
+                config = read(cls, config_to_json(cls()) | {key: value})
             except ConfigError as error:
                 message = str(error)
                 assert message.startswith(WHERE)
             else:
-                assert read(cls, config.to_json()) == config
+                assert read(cls, config_to_json(config)) == config
 
 
 @pytest.mark.parametrize("cls", CLASSES)
