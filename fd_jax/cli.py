@@ -28,10 +28,12 @@ def run(
             options; a single parameter that is a dataclass holds them as its fields. The returned
             status may be None, for 0.
         description: Text of `--help`, by default the function's docstring.
-        prog: Name of the program in messages, by default that of the script.
+        prog: Name of the program in messages, by default that of the script or module.
         args: Arguments, by default those of the process.
         config: Markers of tyro for all options.
     """
+
+    prog = prog or _module_run()
 
     def parse_and_call() -> int | None:
         if isinstance(command, Mapping):
@@ -74,6 +76,12 @@ def fail(message: str, *, status: int = 1) -> NoReturn:
     if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
         os._exit(status)
     sys.exit(status)
+
+
+def _module_run() -> str | None:
+    """Returns `python -m MODULE` if that is how the process was started."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name}"
 
 
 def _unprefixed(command: Callable[..., int | None]) -> Callable[..., int | None]:
