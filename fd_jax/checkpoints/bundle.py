@@ -17,7 +17,7 @@ and OUT/prompts.jsonl stay as they are.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -93,11 +93,14 @@ def _check_shared(
     tdm_params: Mapping[str, Params],
 ) -> None:
     for part in _SHARED:
-        leaves, expected = flat({part: tdm_params[part]}), flat({part: sdm_params[part]})
+        leaves: dict[str, Any] = flat({part: tdm_params[part]})
+        expected: dict[str, Any] = flat({part: sdm_params[part]})
         changed = [
             name
             for name in sorted(leaves.keys() | expected.keys())
-            if not np.array_equal(leaves.get(name), expected.get(name))
+            if name not in leaves
+            or name not in expected
+            or not np.array_equal(leaves[name], expected[name])
         ]
         if changed:
             raise CheckpointError(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import ml_dtypes
@@ -71,7 +71,8 @@ def export(
     with file_errors(f"{out}: cannot write the folder"), atomic_folder(out) as new:
         if "unet" in params:
             _write_flat_file(new / _FLAT[flat_format], model, params, flat_format)
-            write_stable_diffusion(new / "diffusers", params, model.architecture, model.schedule)
+            schedule: Any = model.schedule  # every run has one
+            write_stable_diffusion(new / "diffusers", params, model.architecture, schedule)
         elif "vae" in params:
             write_folder("vae", new / "vae", params["vae"], model.architecture["vae"])
         if "image_encoder" in params:

@@ -1,7 +1,7 @@
 """Training examples: the arrays of a training step, made from a record."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped, UInt8
@@ -74,7 +74,7 @@ def make_example(
     Raises:
         DataError: The item cannot be used. The message names it.
     """
-    image: Any = None  # read if there is no cache, or if subjects are cut out of it
+    image = cast(Any, None)  # read if there is no cache, or if subjects are cut out of it
     if latent_cache is None or config.max_subjects:
         image = decode_image(record.image, record.id)
     for segment in record.segments:

@@ -157,7 +157,7 @@ def _train(
 
 
 def _paint(
-    scene_list: Sequence[Scene], split: str, count: int, side: int, progress: bool
+    scene_list: Sequence[Scene], split: Any, count: int, side: int, progress: bool
 ) -> tuple[UInt8[np.ndarray, "n side side 3"], Int[np.ndarray, " n"]]:
     """Paints scenes in turn, with one or two of the bundled people of a split."""
     people = portraits.People([PEOPLE], split)

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -49,7 +49,8 @@ def open_image(
     if not set(formats) <= set(Image.OPEN):
         Image.init()
     try:
-        return Image.open(source, formats=[name for name in formats if name in Image.OPEN])
+        file: Any = source
+        return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
     except Image.UnidentifiedImageError as error:
         raise UnknownFormatError(_explain(source, formats)) from error
 
@@ -129,7 +130,8 @@ def _head(source: str | os.PathLike | SupportsRead) -> bytes:
             return b""
         with open(source, "rb") as file:
             return file.read(64)
-    if not hasattr(source, "seek"):
+    file: Any = source
+    if not hasattr(file, "seek"):
         return b""
-    source.seek(0)
-    return source.read(64)
+    file.seek(0)
+    return file.read(64)

@@ -133,8 +133,9 @@ class RunCheckpoints:
         if ema:
             items[EMA] = orbax_arrays.save_args(ema)
         # Without the metric that decides, or without a number, it is not the best.
-        is_ranked = math.isfinite((metrics or {}).get(self._keep[2], math.nan))
-        kept = dict(metrics) if is_ranked else None
+        given: dict[str | None, float] = dict(metrics or {})
+        is_ranked = math.isfinite(given.get(self._keep[2], math.nan))
+        kept = given if is_ranked else None
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=kept, force=True)
         return True
@@ -299,7 +300,8 @@ def read_params(
     sums = _frozen_checksums(run)
     values = orbax_arrays.read(run / FROZEN, targets, placement.advance, sums)
     together = not placement.sharding((), ()).is_fully_addressable
-    _, trained = newest(folder, steps if step is None else [step], read, together=together)
+    found: Any = newest(folder, steps if step is None else [step], read, together=together)
+    _, trained = found
     found = nested(values | trained)
     if missing := [part for part in wanted if part not in found]:
         raise CheckpointError(f"{run} lacks the parameters of {missing}")

@@ -109,7 +109,8 @@ def newest(
             raise CheckpointError(
                 "\n".join([f"{folder} has no checkpoint that can be read:", *reasons])
             )
-        result, reason = None, None
+        result: Any = None
+        reason = None
         try:
             result = read(folder / str(step))
         except DamagedError as error:
@@ -133,7 +134,7 @@ def open_manager(
         metric: Of which the checkpoint with the lowest value is kept.
     """
 
-    def value(metrics: Mapping[str, float]) -> float:
+    def value(metrics: Mapping[str | None, float]) -> float:
         return metrics.get(metric, math.inf)
 
     policies = ocp.checkpoint_managers

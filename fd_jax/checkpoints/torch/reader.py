@@ -218,7 +218,7 @@ def _unpickle(data: bytes) -> object:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                if (name := argument.replace(" ", ".")) not in _GLOBALS:
+                if (name := str(argument).replace(" ", ".")) not in _GLOBALS:
                     raise ValueError(f"the pickle asks for {name!r}, which no state dict needs")
                 stack.append(_GLOBALS[name])
             case "BINPERSID":

@@ -49,7 +49,7 @@ def write_torch(path: str | os.PathLike, tensors: Iterable[tuple[str, np.ndarray
             with archive.open(
                 zipfile.ZipInfo(f"archive/data/{key}"), "w", force_zip64=tensor.nbytes >= _ZIP64
             ) as entry:
-                entry.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+                entry.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
             entries.append(_string(name) + _tensor(key, tensor))
         pickled = b"\x80\x02}(" + b"".join(entries) + b"u."
         for name, data in (

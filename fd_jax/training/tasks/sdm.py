@@ -107,13 +107,14 @@ class Sdm(Task):
         """
         encoder = self.networks.image_encoder.bind(params["image_encoder"])
         fusion = self.networks.subject_fusion.bind(params["subject_fusion"])
+        traced: Any = inputs  # arrays of JAX inside the jitted function
         return augment(
             encoder,
             fusion,
             text,
-            inputs.subject_pixels,
-            inputs.subject_token_index,
-            inputs.has_subject,
+            traced.subject_pixels,
+            traced.subject_token_index,
+            traced.has_subject,
         )
 
     def _mask(self, inputs: Inputs, draws: Draws, size: tuple[int, int]) -> Float[Array, "b h w 1"]:
