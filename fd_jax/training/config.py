@@ -35,6 +35,9 @@ class ObjectiveConfig(Config):
     """Weight of the appearance loss, for an image encoder trained from scratch (sdm)."""
     min_snr_gamma: float | None = None
     """Gamma of min-SNR weighting (arXiv:2303.09556), commonly 5; none by default."""
+    timestep_scale: float | None = None
+    """Scale of the Laplace density, around 0, of the log SNR of the timesteps that are drawn
+    (arXiv:2407.03297: 0.5); by default timesteps are uniform. Held-out losses follow it too."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """Prediction of the UNet; by default that of the model it is initialized from, else epsilon."""
     reconstruction_weight: float = 1.0
@@ -49,6 +52,8 @@ class ObjectiveConfig(Config):
             self.require(f"{name}_weight", 0)
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise InputError(f"min_snr_gamma is {self.min_snr_gamma}, expected more than 0")
+        if self.timestep_scale is not None and self.timestep_scale <= 0:
+            raise InputError(f"timestep_scale is {self.timestep_scale}, expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

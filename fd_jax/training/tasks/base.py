@@ -19,7 +19,7 @@ from fd_jax import params as parameters
 from fd_jax.architecture import Architecture
 from fd_jax.data.captions import Tokenizer
 from fd_jax.data.examples import Example
-from fd_jax.losses import reconstruction
+from fd_jax.losses import reconstruction, timesteps
 from fd_jax.models.vae import VAE, Posterior
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
@@ -162,11 +162,16 @@ class Task(abc.ABC):
         downscale = self.architecture.vae.downscale
         height, width = (side // downscale for side in batch.examples.segment_map.shape[1:])
         shape = (height, width, 4)
+        scale = self.objective.timestep_scale
+        cumulative = None if scale is None else jnp.asarray(timesteps.laplace(self.schedule, scale))
 
         def draw_one(position: Int[Array, ""]) -> tuple[Array, Array, Array]:
             keys = jax.random.split(jax.random.fold_in(key, position), 3)
             num_timesteps = self.schedule.num_train_timesteps
-            t = jax.random.randint(keys[0], (), 0, num_timesteps, jnp.int32)
+            if cumulative is None:
+                t = jax.random.randint(keys[0], (), 0, num_timesteps, jnp.int32)
+            else:
+                t = timesteps.draw(keys[0], cumulative)
             noise = jax.random.normal(keys[1], shape, jnp.float32)
             return t, noise, jax.random.normal(keys[2], shape, jnp.float32)
 

@@ -7,6 +7,7 @@ import pytest
 
 from fd_jax import params
 from fd_jax.errors import InputError
+from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.training.tasks.base import Batch, to_inputs
 from fd_jax.training.tasks.encoder import check_embedding_size
 from fd_jax.training.tasks.sdm import check_levels
@@ -69,6 +70,21 @@ def test_draws_are_spread_as_they_should_be():
     assert abs(draws.t.mean() - 499.5) < 20
     masks = [bool(task.draw(jax.random.key(i), batch).use_mask) for i in range(400)]
     assert 60 < sum(masks) < 140
+
+
+def test_timesteps_may_be_drawn_around_equal_signal_and_noise():
+    batch = to_jax(random_batch(1))
+    many = Batch(batch.examples, jnp.arange(500))
+    uniform, narrow = (make_task(timestep_scale=scale).draw(KEY, many) for scale in (None, 0.1))
+    levels = alphas_cumprod(ScheduleConfig())
+    assert abs(np.median(levels[narrow.t]) - 0.5) < 0.02
+    assert np.std(levels[narrow.t]) < np.std(levels[uniform.t]) / 4
+    np.testing.assert_array_equal(narrow.noise, uniform.noise)
+
+
+def test_a_scale_of_no_timesteps_is_refused():
+    with pytest.raises(InputError, match=r"timestep_scale is 0\.0, expected more than 0"):
+        make_task(timestep_scale=0.0)
 
 
 def test_the_parts_add_up(leaves):
