@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from fd_jax.training.initialize import read_sizes
-from fd_jax.training.objective import PARTS, Batch, Draws, to_inputs
-from fd_jax.training.run import Model
 
 from benchmarks.peers import random_weights
 from benchmarks.torch_step import Trainer
@@ -23,10 +20,13 @@ from fd_jax import distributed, params, sharding
 from fd_jax.data.captions import MAX_TOKENS
 from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
-from fd_jax.networks import make_networks
 from fd_jax.training.config import ModelConfig, TrainConfig
-from fd_jax.training.prefetch import place
+from fd_jax.training.flops import abstract_batch, count_step_flops
+from fd_jax.training.learner import make_learner, model_task
+from fd_jax.training.prefetch import to_batch
 from fd_jax.training.step import TrainState, init_state
+from fd_jax.training.tasks.base import Batch, Draws, to_inputs
+from fd_jax.training.trainer import jit_train_step
 from fd_jax.types import Params
 
 PEERS = ("fd_jax", "PyTorch diffusers")
@@ -68,13 +68,12 @@ class Task:
 
     def __init__(self, trial: Trial):
         self.trial, config = trial, trial.config()
-        self.sizes = read_sizes(config.init, config.model)
-        compute = config.compute
-        self.networks = make_networks(
-            self.sizes.configs, dtype=compute.dtype, attention=compute.attention, remat=trial.remat
-        )
-        self.model = Model(config, self.sizes, self.networks, sharding.make_mesh())
-        self.batch = random_batch(config.data, self.model.abstract_batch().examples)
+        self.config = config
+        self.mesh = sharding.make_mesh()
+        self.learner = make_learner(config, [])
+        self.networks = self.learner.task.networks
+        shapes = abstract_batch(self.learner.task, config.data).examples
+        self.batch = random_batch(config.data, shapes)
         self.key = jax.random.key(config.loop.seed)
 
     @cached_property
@@ -84,19 +83,18 @@ class Task:
             part: random_weights(
                 getattr(self.networks, part).abstract, kind if part == "unet" else part
             )
-            for part in PARTS[kind]
+            for part in self.learner.task.parts
         }
 
     def flops(self) -> int:
         """Of a step, as the model asks for them."""
-        abstract, factors = self.model.abstract, self.model.factors
-        trained = {path: leaf for path, leaf in abstract.items() if path in factors}
-        frozen = {path: leaf for path, leaf in abstract.items() if path not in factors}
-        return self.model.flops(TrainState(None, trained, {}, None), frozen)
+        learner = self.learner
+        state = TrainState(None, learner.trained, {}, None)
+        return count_step_flops(model_task(learner.task), state, learner.frozen, self.config.data)
 
     def draws(self) -> list[Draws]:
         """What the steps draw, the first one included."""
-        draw = self.model.objective.draw
+        draw = self.learner.task.draw
         keys = [jax.random.fold_in(self.key, step) for step in range(1 + self.trial.steps)]
         return [jax.device_get(draw(key, self.batch)) for key in keys]
 
@@ -135,15 +133,16 @@ def random_batch(data: DataConfig, shapes: Example) -> Batch:
 
 def our_steps(task: Task) -> Iterator[dict[str, float]]:
     """Takes steps of fd_jax, and yields the metrics of each once it is done."""
-    model = task.model
-    leaves = sharding.to_mesh(params.flat(task.params), sharding.replicated(model.mesh))
-    trained = {path: leaves.pop(path) for path in model.factors}
+    learner, mesh = task.learner, task.mesh
+    leaves = sharding.to_mesh(params.flat(task.params), sharding.replicated(mesh))
+    trained = {path: leaves.pop(path) for path in learner.factors}
     frozen = jax.jit(partial(params.cast, dtype=task.networks.dtype))(leaves)
-    make = partial(init_state, optimizer=model.optimizer, keep_ema=False)
-    layout = sharding.shardings(jax.eval_shape(make, trained), model.mesh)
+    make = partial(init_state, optimizer=learner.optimizer, keep_ema=False)
+    layout = sharding.shardings(jax.eval_shape(make, trained), mesh)
     state = jax.jit(make, out_shardings=layout)(trained)
     del leaves, trained
-    step, batch = model.train_step(state), place(task.batch.examples, model.mesh)
+    step = jit_train_step(learner, state, mesh, task.config)
+    batch = to_batch(task.batch.examples, mesh)
     while True:
         state, metrics = step(state, frozen, batch, task.key)
         yield {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -153,11 +152,11 @@ def their_steps(task: Task) -> Iterator[dict[str, float]]:
     """The same of PyTorch."""
     trial = task.trial
     trainer = Trainer(
-        task.sizes.configs,
+        task.learner.task.architecture,
         task.params,
-        task.model.config.objective,
+        task.config.objective,
         device=DEVICE,
-        autocast=task.model.config.compute.dtype == "bfloat16",
+        autocast=task.config.compute.dtype == "bfloat16",
         checkpointing=trial.remat == "blocks",
         compiled=trial.compiled,
     )

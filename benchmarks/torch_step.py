@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from fd_jax.training.objective import Draws, Inputs, ObjectiveConfig
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -33,6 +32,8 @@ from fd_jax.checkpoints.torch.names import (
 )
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+from fd_jax.training.config import ObjectiveConfig
+from fd_jax.training.tasks.base import Draws, Inputs
 
 
 class KeepsMap(AttnProcessor2_0):

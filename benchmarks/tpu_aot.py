@@ -30,8 +30,6 @@ os.environ |= {
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fd_jax.training.initialize import read_sizes
-from fd_jax.training.model import Model
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -54,8 +52,10 @@ from fd_jax.sampling.solvers import init_state as init_solver
 from fd_jax.sampling.stages import SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import ComputeConfig, ModelConfig, TrainConfig
-from fd_jax.training.flops import count_flops
+from fd_jax.training.flops import abstract_batch, count_flops, count_step_flops
+from fd_jax.training.learner import make_learner, model_task
 from fd_jax.training.step import init_state
+from fd_jax.training.trainer import jit_train_step
 
 PROGRAMS = ("unet", "encode", "sampler", "decode", "tdm", "sdm")
 GB = 1e9
@@ -260,19 +260,19 @@ def train_program(kind: str, case: Case) -> Program:
         objective = dataclasses.replace(config.objective, localization_levels=levels)
         config = dataclasses.replace(config, objective=objective)
     networks = case.networks(remat=case.remat)
-    model = Model(config, read_sizes(config.init, config.model), networks, mesh)
-    trained = {path: model.abstract[path] for path in model.factors}
-    frozen = {path: leaf for path, leaf in model.abstract.items() if path not in trained}
-    make = partial(init_state, optimizer=model.optimizer, keep_ema=case.ema)
-    state = sharding.abstract_with_shardings(jax.eval_shape(make, trained), mesh)
-    cast = jax.eval_shape(partial(params.cast, dtype=networks.dtype), frozen)
+    learner = make_learner(config, [], networks)
+    make = partial(init_state, optimizer=learner.optimizer, keep_ema=case.ema)
+    state = sharding.abstract_with_shardings(jax.eval_shape(make, learner.trained), mesh)
+    cast = jax.eval_shape(partial(params.cast, dtype=networks.dtype), learner.frozen)
     args = (
         state,
         sharding.abstract_with_shardings(cast, mesh),
-        on(sharding.batched(mesh), model.abstract_batch()),
+        on(sharding.batched(mesh), abstract_batch(learner.task, data)),
         on(sharding.replicated(mesh), jax.eval_shape(lambda: jax.random.key(0))),
     )
-    return Program(model.train_step(state), args, {}, model.flops(*args[:2]))
+    step = jit_train_step(learner, state, mesh, config)
+    flops = count_step_flops(model_task(learner.task), *args[:2], data)
+    return Program(step, args, {}, flops)
 
 
 def shape(where: NamedSharding, dtype: Any, *dims: int) -> jax.ShapeDtypeStruct:

@@ -15,10 +15,10 @@ def check_numbers(name: str, value: Any, declared: Any) -> None:
     """Raises ConfigError unless `value` has numbers above 0, as they are `declared`."""
     is_tuple = get_origin(declared) is tuple
     kinds = (int, float) if declared is float else (int,)
-    numbers: Any = value if is_tuple else (value,)
+    numbers: tuple[Any, ...] = value if is_tuple else (value,)
     if not isinstance(numbers, tuple) or not all(
         # NaN fails the comparisons, and so does an integer that no float can hold.
-        type(number) in kinds and 0 < number <= sys.float_info.max
+        type(number) in kinds and 0 < (number or 0) <= sys.float_info.max
         for number in numbers or (None,)
     ):
         wanted = "a list of whole numbers" if is_tuple else "a whole number"

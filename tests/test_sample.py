@@ -195,7 +195,7 @@ def test_runs_are_sampled_without_anything_else(run, checkpoints, people, tmp_pa
     status, _, shown = run(*arguments, checkpoints=flat)
     assert status == 1
     assert "base is None" in shown
-    assert "sdm.safetensors is no folder of a training run" in shown
+    assert "sdm.safetensors holds no configs, as the folder of a training run would" in shown
 
 
 def write_lines(path: pathlib.Path, *lines: object) -> pathlib.Path:

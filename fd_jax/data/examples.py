@@ -1,7 +1,7 @@
 """Training examples: the arrays of a training step, made from a record."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped, UInt8
@@ -74,7 +74,7 @@ def make_example(
     Raises:
         DataError: The item cannot be used. The message names it.
     """
-    image = cast(Any, None)  # read if there is no cache, or if subjects are cut out of it
+    image: Any = None  # read if there is no cache, or if subjects are cut out of it
     if latent_cache is None or config.max_subjects:
         image = decode_image(record.image, record.id)
     for segment in record.segments:
@@ -96,6 +96,7 @@ def make_example(
     ids = np.zeros(count, np.uint8)
     fitted_map = np.zeros((config.resolution, config.resolution), np.uint8)
     if count:
+        assert image is not None
         segment_map = decode_map(record.segment_map, record.id, *image.shape[:2])
         fitted_map = transforms.fit_map(segment_map, config.resolution, flip=flip)
         if config.crops == "portrait":
@@ -109,6 +110,7 @@ def make_example(
             pixels[i] = _subject_pixels(crop, side, rng if augments else None)
             ids[i] = subject.id
     if latent_cache is None:
+        assert image is not None
         content = {"image": transforms.fit_image(image, config.resolution, flip=flip)}
     else:
         content = {

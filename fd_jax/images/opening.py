@@ -1,6 +1,7 @@
 """Opens image files, with an explicit list of decoders."""
 
 import contextlib
+import importlib
 import os
 import threading
 import warnings
@@ -101,7 +102,7 @@ def quiet() -> Iterator[None]:
 def _register_heif() -> None:
     if "HEIF" not in Image.OPEN:
         try:
-            import pillow_heif
+            pillow_heif = importlib.import_module("pillow_heif")
         except ImportError:
             return
         pillow_heif.register_heif_opener()

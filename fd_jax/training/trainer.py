@@ -1,6 +1,5 @@
 """Training from a config, top to bottom: config, mesh, loader, state, step, loop."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,15 +7,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from fd_jax import params, sharding
-from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.run import manager
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.checkpoints.run.model_json import RunModel, write_model
-from fd_jax.checkpoints.weights import Weights, find_parts, find_tokenizer
+from fd_jax.checkpoints.weights import find_tokenizer
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
@@ -24,25 +21,21 @@ from fd_jax.data.ffhq.source import open_source
 from fd_jax.data.loader import Loader, epoch_indices, fingerprint, held_out
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
-from fd_jax.networks import Networks, make_networks
 from fd_jax.numerics import pinned, seed_key
 from fd_jax.params import Flat
 from fd_jax.training import latent_cache, metrics
-from fd_jax.training.config import ComputeConfig, LoopConfig, TrainConfig
+from fd_jax.training.config import LoopConfig, TrainConfig
 from fd_jax.training.flops import count_step_flops
-from fd_jax.training.initial_weights import find_architecture, initial_params, open_sources
+from fd_jax.training.initial_weights import initial_params, open_sources
+from fd_jax.training.learner import Learner, make_learner, model_task
 from fd_jax.training.loop import Loop
 from fd_jax.training.optimizer import (
-    OptimizerConfig,
     learning_rate,
-    learning_rate_factors,
-    make_optimizer,
 )
 from fd_jax.training.prefetch import DevicePrefetcher, to_batch
 from fd_jax.training.run_config import check_resumable, write_config
 from fd_jax.training.run_lock import RunLock
 from fd_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
-from fd_jax.training.tasks import find_task
 from fd_jax.training.tasks.base import Task
 
 _EVALUATION = 0x5EED  # folded into the run's key, so that held-out draws are not those of a step
@@ -73,38 +66,20 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
     mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
     check_batch_size(config.data.batch_size, config.compute.accumulation, mesh)
     metrics.check_packages(config.log)
-    task_type = find_task(config.task)
     sources = open_sources(config.init)
-    architecture, schedule = find_architecture(sources, config.model)
-    architecture = at_resolution(architecture, config.data.resolution)
-    if config.objective.prediction_type is not None:
-        prediction_type = config.objective.prediction_type
-        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
-    task_type.check(config, architecture)
+    learner = make_learner(config, sources)
+    task = learner.task
     tokenizer_folder = find_tokenizer(sources)
     source = open_source(config.data.root, config.data.split)
     data_fingerprint = fingerprint(source, epoch_indices(source, config.data).tolist())
     is_resumed = check_resumable(workdir, config, data_fingerprint)
 
-    # Networks, the task that trains them, and the parameters that train.
-    networks = make_task_networks(architecture, config.compute)
-    shapes = networks.shapes()
-    abstract = params.flat({part: shapes[part] for part in task_type.parts})
-    factors = trained_factors(config.optimizer, abstract, task_type, sources)
-    task = task_type(
-        networks,
-        architecture,
-        schedule,
-        config.objective,
-        trains_vae=any(path.startswith("vae/") for path in factors),
-    )
-    optimizer = make_optimizer(config.optimizer, factors, config.loop.num_steps)
     preview = None
     if config.loop.preview_every:
         preview = task.preview(config, load_tokenizer(tokenizer_folder), mesh)
     held_out_batches = read_held_out(config.data, config.loop, tokenizer_folder)
-    needs_images = task_type.needs_images(config.objective)
-    latent_cache.check(config.data.latent_cache, factors, needs_images=needs_images)
+    needs_images = task.needs_images(config.objective)
+    latent_cache.check(config.data.latent_cache, learner.factors, needs_images=needs_images)
 
     checkpoints = RunCheckpoints(
         workdir,
@@ -115,41 +90,41 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
     with checkpoints:
         # State: restored from the newest checkpoint, or initialized.
         make_state = partial(
-            init_state, optimizer=optimizer, keep_ema=config.optimizer.ema_decay is not None
+            init_state,
+            optimizer=learner.optimizer,
+            keep_ema=config.optimizer.ema_decay is not None,
         )
-        trained_shapes = {path: abstract[path] for path in factors}
-        frozen_shapes = {path: leaf for path, leaf in abstract.items() if path not in factors}
-        state_shapes = jax.eval_shape(make_state, trained_shapes)
-        restored = restore_state(workdir, checkpoints, state_shapes, frozen_shapes, mesh)
+        state_shapes = jax.eval_shape(make_state, learner.trained)
+        restored = restore_state(workdir, checkpoints, state_shapes, learner.frozen, mesh)
         if restored is None:
             initial, origins = initial_params(
                 sources,
-                networks,
-                task_type.parts,
+                task.networks,
+                task.parts,
                 mesh,
                 seed=config.loop.seed,
                 from_scratch=config.model is not None,
             )
             report_origins(origins)
-            frozen = {path: initial[path] for path in frozen_shapes}
+            frozen = {path: initial[path] for path in learner.frozen}
             manager.save_frozen(workdir, frozen)
             write_model(
                 workdir,
                 RunModel(
                     task=config.task,
-                    parts=task_type.parts,
-                    architecture=architecture._asdict(),
-                    schedule=schedule,
+                    parts=task.parts,
+                    architecture=task.architecture._asdict(),
+                    schedule=task.schedule,
                 ),
             )
             state_shardings = sharding.shardings(state_shapes, mesh)
             make_sharded_state = jax.jit(make_state, out_shardings=state_shardings)
-            state = make_sharded_state({path: initial[path] for path in trained_shapes})
+            state = make_sharded_state({path: initial[path] for path in learner.trained})
             meta = {}
         else:
             state, frozen, meta = restored
         # Kept in the dtype of computation: nothing is ever added to frozen parameters.
-        frozen = jax.jit(partial(params.cast, dtype=networks.dtype))(frozen)
+        frozen = jax.jit(partial(params.cast, dtype=task.networks.dtype))(frozen)
         if not is_resumed and jax.process_index() == 0:
             write_config(workdir, config, data_fingerprint)
 
@@ -157,7 +132,7 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
         cache = None
         if config.data.latent_cache is not None:
             tokenizer = load_tokenizer(tokenizer_folder)
-            cache = latent_cache.build(config.data, source, tokenizer, networks, frozen)
+            cache = latent_cache.build(config.data, source, tokenizer, task.networks, frozen)
         loader = Loader(
             config.data,
             tokenizer_folder,
@@ -168,7 +143,7 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
         )
 
         # Step and loop.
-        train_step = jit_train_step(task, optimizer, state, mesh, config)
+        train_step = jit_train_step(learner, state, mesh, config)
         step_flops = count_step_flops(model_task(task), state, frozen, config.data)
         evaluate = None
         if held_out_batches:
@@ -207,67 +182,6 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         )
 
 
-def at_resolution(architecture: Architecture, resolution: int) -> Architecture:
-    """Returns the architecture with the sample size of training, which sampling uses by default.
-
-    Raises:
-        InputError: VAE and UNet cannot downscale images of this size.
-    """
-    unit = architecture.vae.downscale * architecture.unet.downscale
-    if resolution % unit:
-        raise InputError(
-            f"data.resolution is {resolution}, expected a multiple of {unit}, by which VAE and "
-            "UNet downscale images"
-        )
-    latents = resolution // architecture.vae.downscale
-    return architecture._replace(
-        unet=dataclasses.replace(architecture.unet, sample_size=latents),
-        vae=dataclasses.replace(architecture.vae, sample_size=resolution),
-    )
-
-
-def make_task_networks(architecture: Architecture, compute: ComputeConfig) -> Networks:
-    """Returns the networks as they are trained."""
-    return make_networks(
-        architecture, dtype=compute.dtype, attention=compute.attention, remat=compute.remat
-    )
-
-
-def model_task(task: Task) -> Task:
-    """Returns the task with networks whose FLOPs are the model's: they rematerialize nothing."""
-    networks = make_networks(task.architecture, dtype=task.networks.dtype, attention="plain")
-    return dataclasses.replace(task, networks=networks)
-
-
-def trained_factors(
-    config: OptimizerConfig,
-    abstract: Flat,
-    task: type[Task],
-    sources: Sequence[Weights],
-) -> dict[str, float]:
-    """Returns the learning-rate factor of each parameter that trains, by path.
-
-    Args:
-        config: Holds the table of patterns.
-        abstract: Shapes of the task's parameters.
-        task: Says which parts stay frozen if a checkpoint gives them.
-        sources: Opened checkpoints.
-
-    Raises:
-        InputError: Nothing trains.
-    """
-    factors = learning_rate_factors(config, abstract)
-    given = find_parts(sources)
-    kept = [part for part in task.frozen_if_given if part in given]
-    factors = {path: f for path, f in factors.items() if path.split("/")[0] not in kept}
-    if not factors:
-        origins = ", ".join(f"{part} of {given[part].path}" for part in kept)
-        raise InputError(
-            f"optimizer.train is {config.train}, by which nothing trains: {origins} stays frozen"
-        )
-    return factors
-
-
 def restore_state(
     workdir: Path,
     checkpoints: RunCheckpoints,
@@ -297,16 +211,12 @@ def report_origins(origins: dict[str, str]) -> None:
 
 
 def jit_train_step(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    mesh: Mesh,
-    config: TrainConfig,
+    learner: Learner, state: TrainState, mesh: Mesh, config: TrainConfig
 ) -> Callable[..., tuple]:
     """Returns the jitted step. It donates the state that it is given."""
     step = make_train_step(
-        task,
-        optimizer,
+        learner.task,
+        learner.optimizer,
         mesh,
         ema_decay=config.optimizer.ema_decay,
         accumulation=config.compute.accumulation,

@@ -252,7 +252,7 @@ def test_an_earlier_build_is_replaced_on_demand(monkeypatch, tmp_path, capsys):
         run(monkeypatch, PEOPLE, out, "--num-images", count, "--side", 32, "--overwrite")
 
     assert len(read_ids(out, "train")) == 2
-    assert "ffhq check" in capsys.readouterr().out
+    assert "fd-data check" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_images", 0), ("side", 8), ("seed", -1)])

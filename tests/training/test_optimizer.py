@@ -8,8 +8,8 @@ from fd_jax.errors import InputError
 from fd_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
+    learning_rate_factors,
     make_optimizer,
-    rates,
     update_ema,
 )
 
@@ -23,19 +23,19 @@ PATHS = [
 
 def test_the_first_pattern_counts():
     config = OptimizerConfig(train=(("resnets/", 0.5), ("unet/", 1.0)))
-    assert rates(config, PATHS) == {PATHS[0]: 1.0, PATHS[1]: 0.5}
+    assert learning_rate_factors(config, PATHS) == {PATHS[0]: 1.0, PATHS[1]: 0.5}
 
 
 def test_layers_may_be_counted_from_the_end():
     config = OptimizerConfig(train=((r"image_encoder/layers/-[12]/", 1.0),))
-    assert list(rates(config, PATHS)) == [
+    assert list(learning_rate_factors(config, PATHS)) == [
         f"image_encoder/layers/{i}/mlp/fc1/bias" for i in (10, 11)
     ]
 
 
 def test_what_has_no_rate_is_frozen():
     config = OptimizerConfig(train=(("conv_in", 0.0), ("unet/", 1.0)))
-    assert list(rates(config, PATHS)) == [PATHS[1]]
+    assert list(learning_rate_factors(config, PATHS)) == [PATHS[1]]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_has_no_rate_is_frozen():
 )
 def test_tables_that_train_nothing_are_refused(train, message):
     with pytest.raises(InputError, match=message):
-        rates(OptimizerConfig(train=train), PATHS)
+        learning_rate_factors(OptimizerConfig(train=train), PATHS)
 
 
 @pytest.mark.parametrize(

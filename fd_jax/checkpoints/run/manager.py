@@ -133,8 +133,8 @@ class RunCheckpoints:
         if ema:
             items[EMA] = orbax_arrays.save_args(ema)
         # Without the metric that decides, or without a number, it is not the best.
-        given: dict[str | None, float] = dict(metrics or {})
-        is_ranked = math.isfinite(given.get(self._keep[2], math.nan))
+        given = dict(metrics or {})
+        is_ranked = math.isfinite(given.get(self._keep[2] or "", math.nan))
         kept = given if is_ranked else None
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=kept, force=True)

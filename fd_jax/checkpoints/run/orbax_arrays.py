@@ -129,7 +129,7 @@ def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
 
 def _checksum(name: str, array: np.ndarray) -> int:
     header = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode())
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), header)
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, header)
 
 
 def _check(

@@ -47,10 +47,9 @@ def opencv() -> Any:
         )
     import cv2  # optional
 
-    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
-        cv2.setLogLevel(_ERRORS)
-    else:
-        cv2.utils.logging.setLogLevel(_ERRORS)
+    # OpenCV 4 has it at the top, OpenCV 5 in a module.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(_ERRORS)
     cv2.setNumThreads(1)  # photographs are spread over cores, each with one
     return cv2
 

@@ -164,7 +164,10 @@ def test_training_and_tfds_read_it(prepared, tokenizer, tmp_path):
 
     assert [int(example.has_subject.sum()) for example in examples] == [1, 1, 2]
     stored = open_source([tmp_path / "dataset"], "train")
-    assert [record.segments for record in stored] == [record.segments for record in source]
+    # Datasets do not store the boxes of faces.
+    for record, original in zip(stored, source, strict=True):
+        segments = [segment._replace(face=None) for segment in original.segments]
+        assert list(record.segments) == segments
 
 
 def test_the_same_command_changes_nothing(photographs, prepared):
