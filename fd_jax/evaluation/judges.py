@@ -94,9 +94,9 @@ class FaceRecognizer:
         check_face_models(folder)
         import cv2  # optional
 
-        # OpenCV 4 has it at the top, OpenCV 5 in a module. Level 2 shows errors.
-        set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-        set_log_level(2)
+        set_log_level = getattr(cv2, "setLogLevel", None)  # which OpenCV 5 lacks
+        if set_log_level is not None:
+            set_log_level(2)  # errors
         detector, recognizer = (str(folder / name) for name in FACE_MODELS.values())
         self._detector = cv2.FaceDetectorYN.create(detector, "", (_JUDGE_SIDE, _JUDGE_SIDE))
         self._recognizer = cv2.FaceRecognizerSF.create(recognizer, "")
