@@ -1,36 +1,20 @@
 """Architecture of the networks: frozen configs, checked on construction."""
 
 import dataclasses
-import sys
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
+
+Size = Annotated[int, Range(1, 2**31 - 1)]
 
 
 class ConfigError(InputError):
     """A model's config is damaged, or describes an architecture that is not supported."""
 
 
-def check_numbers(name: str, value: Any, declared: Any) -> None:
-    """Raises ConfigError unless `value` has numbers above 0, as they are `declared`."""
-    is_tuple = get_origin(declared) is tuple
-    kinds = (int, float) if declared is float else (int,)
-    numbers: tuple[Any, ...] = value if is_tuple else (value,)
-    if not isinstance(numbers, tuple) or not all(
-        # NaN fails the comparisons, and so does an integer that no float can hold.
-        type(number) in kinds and 0 < (number or 0) <= sys.float_info.max
-        for number in numbers or (None,)
-    ):
-        wanted = "a list of whole numbers" if is_tuple else "a whole number"
-        wanted = "a finite number" if declared is float else wanted
-        raise ConfigError(f"{name} is {value!r}, expected {wanted} above 0")
-
-
-def _check_fields(config: Any) -> None:
-    for field in dataclasses.fields(config):
-        if bool not in get_args(field.type):
-            name = f"{type(config).__name__}: {field.name}"
-            check_numbers(name, getattr(config, field.name), field.type)
+class _NetworkConfig(Config):
+    error: ClassVar[type[InputError]] = ConfigError
 
 
 def _check_divides(config: Any, divisor: str, dividend: str) -> None:
@@ -44,22 +28,22 @@ def _check_divides(config: Any, divisor: str, dividend: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(_NetworkConfig):
     """Sizes of a Stable Diffusion 1.x UNet. Level 0 has the resolution of the latents."""
 
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    block_out_channels: Annotated[tuple[Size, ...], Range(1)] = (320, 640, 1280, 1280)
     has_attention: tuple[bool, ...] = (True, True, True, False)  # by level, as the channels
-    layers_per_block: int = 2
-    cross_attention_dim: int = 768
-    num_heads: int = 8
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    in_channels: int = 4
-    out_channels: int = 4
-    sample_size: int = 64
+    layers_per_block: Size = 2
+    cross_attention_dim: Size = 768
+    num_heads: Size = 8
+    norm_num_groups: Size = 32
+    norm_eps: Annotated[float, Range(above=0)] = 1e-5
+    in_channels: Size = 4
+    out_channels: Size = 4
+    sample_size: Size = 64
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         _check_divides(self, "num_heads", "block_out_channels")
         _check_divides(self, "norm_num_groups", "block_out_channels")
         if self.block_out_channels[0] % 2:
@@ -87,17 +71,18 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAEConfig:
+class VAEConfig(_NetworkConfig):
     """Sizes of an AutoencoderKL."""
 
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215  # latents = scaling_factor * what the encoder gives
-    sample_size: int = 512
+    block_out_channels: Annotated[tuple[Size, ...], Range(1)] = (128, 256, 512, 512)
+    layers_per_block: Size = 2
+    norm_num_groups: Size = 32
+    scaling_factor: Annotated[float, Range(above=0)] = 0.18215
+    """Factor of the encoder's results, as latents are scaled to unit variance."""
+    sample_size: Size = 512
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         _check_divides(self, "norm_num_groups", "block_out_channels")
 
     @property
@@ -107,35 +92,35 @@ class VAEConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig:
+class CLIPTextConfig(_NetworkConfig):
     """Sizes of CLIP's text tower."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_layers: int = 12
-    num_heads: int = 12
-    vocab_size: int = 49408
-    max_length: int = 77
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_layers: Size = 12
+    num_heads: Size = 12
+    vocab_size: Size = 49408
+    max_length: Size = 77
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         _check_divides(self, "num_heads", "hidden_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIPVisionConfig:
+class CLIPVisionConfig(_NetworkConfig):
     """Sizes of CLIP's vision tower."""
 
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_layers: int = 24
-    num_heads: int = 16
-    image_size: int = 224
-    patch_size: int = 14
-    projection_dim: int = 768
+    hidden_size: Size = 1024
+    intermediate_size: Size = 4096
+    num_layers: Size = 24
+    num_heads: Size = 16
+    image_size: Size = 224
+    patch_size: Size = 14
+    projection_dim: Size = 768
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         _check_divides(self, "num_heads", "hidden_size")
         _check_divides(self, "patch_size", "image_size")
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from fd_jax.errors import InputError
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Bounds of a number, as metadata of its type: `Annotated[int, Range(1)]`.
+
+    As metadata of a tuple's type, they bound its length.
 
     Attributes:
         low: Smallest number allowed.
@@ -33,10 +36,10 @@ class Range:
     def __str__(self) -> str:
         low, high = not math.isinf(self.low), not math.isinf(self.high)
         if not math.isinf(self.above):
-            return f"more than {self.above}" + (f", at most {self.high}" if high else "")
+            return f" above {self.above}" + (f", at most {self.high}" if high else "")
         if low and high:
-            return f"{self.low}..{self.high}"
-        return f"{self.high} or less" if high else f"{self.low} or more"
+            return f" in {self.low}..{self.high}"
+        return f", {self.high} or less" if high else f", {self.low} or more"
 
 
 class Config:
@@ -57,25 +60,32 @@ class Config:
     error: ClassVar[type[InputError]] = InputError
 
     def __post_init__(self) -> None:
-        for name, hint in _field_hints(type(self)).items():
+        for name, hint in field_types(type(self)).items():
             value = getattr(self, name)
             if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
                 value = value.item()
                 object.__setattr__(self, name, value)  # the dataclass is frozen
-            if not _fits(value, hint):
-                self._refuse(name, value, _named(hint))
-            for bounds in _ranges(hint):
-                if value is not None and value not in bounds:
-                    self._refuse(name, value, str(bounds))
+            check_value(f"{type(self).__name__}: {name}", value, hint, self.error)
 
-    def require(self, name: str, low: int, high: float | int = math.inf) -> None:
-        """Raises InputError unless a number, if it is given, lies in low..high."""
-        value = getattr(self, name)
-        if value is not None and value not in Range(low, high):
-            self._refuse(name, value, str(Range(low, high)))
 
-    def _refuse(self, name: str, value: Any, expected: str) -> typing.NoReturn:
-        raise self.error(f"{type(self).__name__}: {name} is {value!r}, expected {expected}")
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Returns the annotated types of a config's fields by name, with their ranges."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in _fields(cls)}
+
+
+def check_value(name: str, value: Any, hint: Any, error: type[InputError] = InputError) -> None:
+    """Raises an error unless a value has the annotated type, and its numbers lie in their ranges.
+
+    Args:
+        name: Name of the value, for the message.
+        value: The value.
+        hint: Its type, such as `Annotated[int, Range(1)] | None`.
+        error: Type of the error.
+    """
+    if not _fits(value, hint):
+        raise error(f"{name} is {value!r}, expected {_described(hint)}")
 
 
 def to_json(value: Any) -> Any:
@@ -118,25 +128,23 @@ def _fields(config: Any) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(config)
 
 
-@functools.cache
-def _field_hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in _fields(cls)}
-
-
-def _ranges(hint: Any) -> list[Range]:
-    """Ranges of a field itself, not of the entries of a tuple."""
-    if get_origin(hint) is typing.Annotated:
-        return [bounds for bounds in get_args(hint)[1:] if isinstance(bounds, Range)]
-    if get_origin(hint) in (Union, types.UnionType):
-        return [bounds for arg in get_args(hint) for bounds in _ranges(arg)]
-    return []
+_PLAIN = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a finite number", "finite numbers"),
+    bool: ("True or False", "booleans"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+}
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if origin is typing.Annotated:
-        return _fits(value, args[0])
+        ranges = [bounds for bounds in args[1:] if isinstance(bounds, Range)]
+        if not _fits(value, args[0]):
+            return False
+        number = len(value) if isinstance(value, tuple) else value
+        return number is None or all(number in bounds for bounds in ranges)
     if origin in (Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is Literal:
@@ -148,20 +156,28 @@ def _fits(value: Any, hint: Any) -> bool:
             return all(_fits(entry, args[0]) for entry in value)
         return len(value) == len(args) and all(map(_fits, value, args))
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        # NaN fails the comparison, and so does an integer that no float can hold.
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if hint in (int, bool):
         return type(value) is hint
     return hint is Any or isinstance(value, origin or hint)
 
 
-def _named(hint: Any) -> str:
+def _described(hint: Any, *, plural: bool = False) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is typing.Annotated:
-        return _named(args[0])
+        ranges = [str(bounds) for bounds in args[1:] if isinstance(bounds, Range)]
+        return "".join([_described(args[0], plural=plural), *ranges])
     if origin in (Union, types.UnionType):
-        return " or ".join(_named(arg) for arg in args)
+        return " or ".join(_described(arg) for arg in args)
     if origin is Literal:
         return f"one of {args}"
+    if origin is tuple and args[-1] is Ellipsis:
+        return f"a list of {_described(args[0], plural=True)}"
+    if origin is tuple:
+        return f"({', '.join(_described(arg) for arg in args)})"
     if hint is types.NoneType:
         return "None"
+    if hint in _PLAIN:
+        return _PLAIN[hint][plural]
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

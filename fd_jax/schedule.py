@@ -1,47 +1,40 @@
 """The noise schedule: how much of an image is left at each training timestep."""
 
 import dataclasses
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
+from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
-
-BETA_SCHEDULES = ("linear", "scaled_linear")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Config):
     """The noise schedule, under the names of diffusers. The defaults are Stable Diffusion 1.5's."""
 
-    beta_start: float = 0.00085  # variance of the noise that the first timestep adds
-    beta_end: float = 0.012  # the same for the last timestep
-    beta_schedule: str = "scaled_linear"  # what grows linearly: beta ("linear") or its square root
-    num_train_timesteps: int = 1000
-    steps_offset: int = 1  # added to the timesteps of DDIM and PNDM
-    set_alpha_to_one: bool = False  # whether sampling ends at no noise, or at that of timestep 0
-    prediction_type: str = "epsilon"  # what a UNet predicts: the noise, or v of arXiv:2202.00512
+    beta_start: Annotated[float, Range(0, 1)] = 0.00085
+    """Variance of the noise that the first timestep adds."""
+    beta_end: Annotated[float, Range(0, 1)] = 0.012
+    """Variance of the noise that the last timestep adds."""
+    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    """Quantity that grows linearly: beta (linear), or its square root (scaled_linear)."""
+    num_train_timesteps: Annotated[int, Range(1)] = 1000
+    """Number of training timesteps."""
+    steps_offset: Annotated[int, Range(0)] = 1
+    """Offset added to the timesteps of DDIM and PNDM."""
+    set_alpha_to_one: bool = False
+    """Whether sampling ends without noise, or at the noise level of timestep 0."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """Prediction of the UNet: the noise, or the velocity of arXiv:2202.00512."""
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(
-                f"beta_start is {self.beta_start} and beta_end is {self.beta_end}, "
-                "expected 0 < beta_start <= beta_end < 1"
-            )
-        if self.beta_schedule not in BETA_SCHEDULES:
-            raise InputError(
-                f"beta_schedule is {self.beta_schedule!r}, expected one of {BETA_SCHEDULES}"
-            )
-        if self.num_train_timesteps < 1:
-            raise InputError(
-                f"num_train_timesteps is {self.num_train_timesteps}, expected at least 1"
-            )
-        if self.steps_offset < 0:
-            raise InputError(f"steps_offset is {self.steps_offset}, expected at least 0")
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise InputError(
-                f"prediction_type is {self.prediction_type!r}, expected one of {PREDICTION_TYPES}"
+                f"ScheduleConfig: beta_start is {self.beta_start} and beta_end is "
+                f"{self.beta_end}, expected 0 < beta_start <= beta_end < 1"
             )
 
 

@@ -48,7 +48,10 @@ def test_help_is_the_docstring(capsys):
 
 def test_errors_of_the_user_are_one_line(capsys):
     assert status(count_things, "--count", "0") == 1
-    assert capsys.readouterr().err == "error: Options: count is 0, expected 1 or more\n"
+    assert (
+        capsys.readouterr().err
+        == "error: Options: count is 0, expected a whole number, 1 or more\n"
+    )
 
 
 @pytest.mark.parametrize("error", [InputError("no"), OSError("no"), FileNotFoundError("no")])

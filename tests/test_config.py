@@ -29,7 +29,7 @@ class Outer(Config):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": "0.5"}, "Inner: rate is '0.5', expected float"),
+        ({"rate": "0.5"}, "Inner: rate is '0.5', expected a finite number"),
         ({"rate": float("nan")}, "rate is nan"),
         ({"rate": True}, "rate is True"),
         ({"names": "abc"}, "names is 'abc'"),
@@ -85,12 +85,12 @@ class Ranged(Config):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"count": 0}, "Ranged: count is 0, expected 1 or more"),
-        ({"count": 1.5}, "Ranged: count is 1.5, expected int"),
-        ({"share": 1.1}, r"Ranged: share is 1.1, expected 0\.\.1"),
-        ({"share": "x"}, "Ranged: share is 'x', expected float or None"),
-        ({"rate": 0}, "Ranged: rate is 0, expected more than 0"),
-        ({"loss": 3}, "Ranged: loss is 3, expected 2 or less"),
+        ({"count": 0}, "Ranged: count is 0, expected a whole number, 1 or more"),
+        ({"count": 1.5}, "Ranged: count is 1.5, expected a whole number"),
+        ({"share": 1.1}, r"Ranged: share is 1.1, expected a finite number in 0\.\.1"),
+        ({"share": "x"}, "Ranged: share is 'x', expected a finite number in 0..1 or None"),
+        ({"rate": 0}, "Ranged: rate is 0, expected a finite number above 0"),
+        ({"loss": 3}, "Ranged: loss is 3, expected a finite number, 2 or less"),
     ],
 )
 def test_ranges_are_checked_and_the_class_names_its_error(settings, message):
@@ -112,5 +112,7 @@ def test_scalars_of_arrays_become_python_numbers(one):
 
 
 def test_arrays_are_no_numbers():
-    with pytest.raises(DamagedError, match=r"count is array\(\[3\]\), expected int"):
+    with pytest.raises(
+        DamagedError, match=r"count is array\(\[3\]\), expected a whole number, 1 or more"
+    ):
         Ranged(count=np.array([3]))

@@ -94,7 +94,7 @@ def test_fields_that_the_file_lacks_keep_their_defaults():
     ],
 )
 def test_refuses_files_that_it_cannot_follow(name, value):
-    with pytest.raises(ValueError, match=f"^{name} is .*, expected "):
+    with pytest.raises(ValueError, match=f"{name} is .*, expected "):
         schedule_from_json(SCHEDULER_CONFIG | {name: value})
 
 
@@ -104,14 +104,12 @@ def test_refuses_files_that_it_cannot_follow(name, value):
         ("beta_start", 0.0),
         ("beta_start", 0.5),
         ("beta_start", float("nan")),
-        ("beta_schedule", "cosine"),
         ("num_train_timesteps", 0),
         ("steps_offset", -1),
-        ("prediction_type", "sample"),
     ],
 )
 def test_refuses_values_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"^{name} is .*, expected "):
+    with pytest.raises(ValueError, match=f"{name} is .*, expected "):
         ScheduleConfig(**{name: value})
 
 

@@ -10,8 +10,8 @@ from fd_jax.architecture import (
     ConfigError,
     UNetConfig,
     VAEConfig,
-    check_numbers,
 )
+from fd_jax.config import check_value, field_types
 from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig
 
@@ -109,15 +109,15 @@ def _read(
             raise ConfigError(f"{where}: {name} is {found!r}, supported is {expected!r}")
     if missing := sorted(theirs for theirs in names.values() if theirs not in config):
         raise ConfigError(f"{where} lacks {missing}")
-    declared: Any = cls
-    for field in dataclasses.fields(declared):
+    types = field_types(cls)
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         theirs = names.get(field.name, field.name)
         if theirs in config and (field.name in names or theirs in optional):
             value: Any = config[theirs]
             if isinstance(value, list):
                 value = tuple(value)
-            check_numbers(f"{where}: {theirs}", value, field.type)
-            known[field.name] = float(value) if field.type is float else value
+            check_value(f"{where}: {theirs}", value, types[field.name], ConfigError)
+            known[field.name] = float(value) if isinstance(field.default, float) else value
     try:
         return cls(**known)
     except ConfigError as error:
@@ -279,16 +279,12 @@ def schedule_from_json(config: Mapping[str, Any]) -> ScheduleConfig:
         if name in config and config[name] not in (None, False):
             raise InputError(f"{name} is {config[name]!r}, expected null or false")
     known = {}
+    types = field_types(ScheduleConfig)
     for field in dataclasses.fields(ScheduleConfig):
-        if field.name not in config:
-            continue
-        value = config[field.name]
-        declared: Any = field.type
-        if declared is float and type(value) is int:
-            value = float(value)
-        if type(value) is not declared:
-            raise InputError(f"{field.name} is {value!r}, expected {declared.__name__}")
-        known[field.name] = value
+        if field.name in config:
+            value = config[field.name]
+            check_value(field.name, value, types[field.name])
+            known[field.name] = float(value) if isinstance(field.default, float) else value
     return ScheduleConfig(**known)
 
 

@@ -129,10 +129,10 @@ def load_folder(
         kind: Key of `KINDS`.
         folder: The model's own folder, such as `BASE/vae`.
         abstract: Shapes of its parameters.
-        placement: Where they are to live.
+        placement: Dtype and sharding of the parameters.
 
     Returns:
-        The parameters, and the names of tensors left behind.
+        The parameters, and the names of tensors that were ignored.
 
     Raises:
         CheckpointError: The weights are missing, damaged, or of another model.

@@ -10,9 +10,9 @@ import safetensors
 
 from fd_jax.errors import CheckpointError
 
-# What damaged files make `zipfile` (RuntimeError: encrypted), `pickletools` (DeprecationWarning: an
-# escape sequence, where warnings are errors), `json` and safetensors raise, and `_unpickle`
-# (LookupError: nothing on the stack or in the memo).
+# Exceptions of `zipfile` (RuntimeError: encrypted), `pickletools` (DeprecationWarning: an escape
+# sequence, where warnings are errors), `json`, safetensors and our unpickler (LookupError: nothing
+# on the stack or in the memo) on damaged files.
 _FILE_ERRORS = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error),
     *(DeprecationWarning, zipfile.BadZipFile, safetensors.SafetensorError),
@@ -21,18 +21,18 @@ _FILE_ERRORS = (
 
 @contextlib.contextmanager
 def file_errors(problem: str) -> Iterator[None]:
-    """Turns what reading and writing files raises into CheckpointError."""
+    """Turns errors of reading and writing files into CheckpointError."""
     try:
         yield
     except CheckpointError:
         raise
     except _FILE_ERRORS as error:
-        # The text of these alone says nothing: a key, or none at all.
+        # The text of these says nothing without their type: it is a key, or empty.
         found = repr(error) if isinstance(error, LookupError | EOFError) else error
         raise CheckpointError(f"{problem}: {found}") from error
 
 
-# What TensorStore and json raise where files are missing, truncated or changed.
+# Exceptions of TensorStore and json where files are missing, truncated or changed.
 _DAMAGES = (OSError, ValueError, LookupError)
 
 
@@ -42,7 +42,7 @@ class DamagedError(CheckpointError):
 
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Turns what reading a damaged checkpoint raises into DamagedError."""
+    """Turns errors of reading a damaged checkpoint into DamagedError."""
     try:
         yield
     except CheckpointError:

@@ -10,11 +10,11 @@ Path = tuple[str | int, ...]
 
 
 class Placement(NamedTuple):
-    """What becomes of parameters that are read.
+    """Dtype and sharding of parameters that are read.
 
     Attributes:
-        dtype: Of matrices and convolutions. Norms and biases stay float32, as they cost nothing.
-        sharding: Where a parameter is to live, by its path and shape.
+        dtype: Dtype of matrices and convolutions. Norms and biases, which are small, stay float32.
+        sharding: Returns the sharding of a parameter, given its path and shape.
         advance: Called with 1 after each tensor.
     """
 

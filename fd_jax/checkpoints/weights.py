@@ -68,7 +68,7 @@ class Weights:
             file has none.
         schedule: Noise schedule, if one is stored.
         tokenizer: Folder of a tokenizer, if one is stored.
-        task: What the training run trains, if this is a run.
+        task: Task of the training run, if this is one.
     """
 
     path: Path
@@ -286,8 +286,8 @@ def merge(
     """Returns architecture and noise schedule, on which all sources have to agree.
 
     Args:
-        sources: What was given; of each config the first that has it counts. A config file is a
-            `Weights` without parts.
+        sources: Weights in order of precedence: each config is taken from the first that has it.
+            A config file is a `Weights` without parts.
         needed: Networks whose config has to be given. Without one, the image encoder is of the
             usual size, with embeddings as wide as the text encoder's.
         expected: Continues the message about missing configs.

@@ -34,7 +34,7 @@ class DataConfig(Config):
     """Probability of dropping the caption with all subjects."""
     subject_keep_prob: Annotated[float, Range(0, 1)] = 0.9
     """Probability of keeping each subject of a caption that is not dropped."""
-    object_types: tuple[str, ...] = ("person",)
+    object_types: Annotated[tuple[str, ...], Range(1)] = ("person",)
     """COCO labels of the segments that are subjects."""
     min_subjects: Annotated[int, Range(0)] = 0
     """Smallest number of subjects of an image that is trained on."""
@@ -62,8 +62,6 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.object_types:
-            raise InputError("DataConfig: object_types is empty, expected a label such as person")
         if self.crops == "portrait" and self.backdrop is None:
             raise InputError(
                 "DataConfig: crops is 'portrait' without a backdrop, expected a function such as "

@@ -25,7 +25,7 @@ def paint(scene: Scene, rng: Rng, side: int) -> Painting:
 
     Args:
         scene: One of `SCENES`.
-        rng: What layout and colours are drawn from.
+        rng: Random generator of layout and colours.
         side: Height and width in pixels.
     """
     painted = np.asarray(scene.paint(rng, side), np.float32)

@@ -90,7 +90,7 @@ class Arguments(Config):
     """Number of pictures of the prompt."""
     first_image: Annotated[int, Range(0)] = 0
     """Number of the first picture: picture 7 of a seed is the same alone as among others."""
-    seed: int | Literal["random"] = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] | Literal["random"] = 0
     """Seed of the noise. Each PNG holds its seed, a random one too."""
     images: Annotated[ImageConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=ImageConfig
@@ -106,8 +106,6 @@ class Arguments(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.seed != "random":
-            self.require("seed", 0, MAX_SEED)
         check_sources(self.sdm, self.tdm, self.base, self.image_encoder)
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("expected either --prompt or --prompt-file, not both")

@@ -25,7 +25,7 @@ import tyro
 
 import fd_jax
 from fd_jax import cli, distributed
-from fd_jax.config import nearest
+from fd_jax.config import Config, nearest
 from fd_jax.errors import InputError
 from fd_jax.training.config import TrainConfig
 from fd_jax.training.loop import NonFiniteError
@@ -37,7 +37,7 @@ _CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
 
 
 @dataclasses.dataclass(frozen=True)
-class CommandLine:
+class CommandLine(Config):
     """Options besides the settings of the config."""
 
     config: Path
@@ -148,7 +148,7 @@ def _configs_package(folder: Path) -> Iterator[None]:
     for name in known:
         del sys.modules[name]
     package = types.ModuleType("configs")
-    # Those beside the config file come first, then those of fd_jax.
+    # Modules beside the config file come before those of fd_jax.
     folders = (folder.absolute(), *(other for other in _CONFIG_FOLDERS if other.is_dir()))
     package.__path__ = list(map(str, folders))
     sys.modules["configs"] = package

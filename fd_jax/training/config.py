@@ -8,7 +8,7 @@ import tyro
 
 from fd_jax import distributed, sharding
 from fd_jax.architecture import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from fd_jax.config import Config
+from fd_jax.config import Config, Range
 from fd_jax.data.config import DataConfig
 from fd_jax.errors import InputError
 from fd_jax.losses import denoising, localization
@@ -22,38 +22,28 @@ from fd_jax.training.optimizer import OptimizerConfig
 class ObjectiveConfig(Config):
     """Terms of the loss, and their weights."""
 
-    mask_probability: float = 0.5
+    mask_probability: Annotated[float, Range(0, 1)] = 0.5
     """Probability that the denoising loss of a batch counts the subjects' pixels alone (sdm)."""
     absent: denoising.Absent = "whole"
     """Pixels that count, in such a batch, of a sample without subjects: whole, all of them;
     released, none, as in the released code."""
-    localization_weight: float = 1e-3
+    localization_weight: Annotated[float, Range(0)] = 1e-3
     """Weight of the localization loss (sdm)."""
     localization_levels: tuple[str, ...] = localization.LEVELS
     """Levels of the UNet whose cross-attention enters the localization loss."""
-    appearance_weight: float = 0.0
+    appearance_weight: Annotated[float, Range(0)] = 0.0
     """Weight of the appearance loss, for an image encoder trained from scratch (sdm)."""
-    min_snr_gamma: float | None = None
+    min_snr_gamma: Annotated[float, Range(above=0)] | None = None
     """Gamma of min-SNR weighting (arXiv:2303.09556), commonly 5; none by default."""
-    timestep_scale: float | None = None
+    timestep_scale: Annotated[float, Range(above=0)] | None = None
     """Scale of the Laplace density, around 0, of the log SNR of the timesteps that are drawn
     (arXiv:2407.03297: 0.5); by default timesteps are uniform. Held-out losses follow it too."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """Prediction of the UNet; by default that of the model it is initialized from, else epsilon."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Annotated[float, Range(0)] = 1.0
     """Weight of the reconstruction loss, where the autoencoder trains."""
-    divergence_weight: float = 1e-3
+    divergence_weight: Annotated[float, Range(0)] = 1e-3
     """Weight of the latents' divergence from a standard normal, where the autoencoder trains."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("mask_probability", 0, 1)
-        for name in ("localization", "appearance", "reconstruction", "divergence"):
-            self.require(f"{name}_weight", 0)
-        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
-            raise InputError(f"min_snr_gamma is {self.min_snr_gamma}, expected more than 0")
-        if self.timestep_scale is not None and self.timestep_scale <= 0:
-            raise InputError(f"timestep_scale is {self.timestep_scale}, expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,12 +83,11 @@ class ComputeConfig(Config):
     remat: Remat = "none"
     """Activations that are rematerialized in the backward pass: none, all but the results of matrix
     products (dots), or those of whole blocks (blocks)."""
-    accumulation: int = 1
+    accumulation: Annotated[int, Range(1)] = 1
     """Number of parts of a batch whose gradients are computed one after another and averaged."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.require("accumulation", 1)
         as_dtype(self.dtype)
 
 
@@ -106,35 +95,29 @@ class ComputeConfig(Config):
 class LoopConfig(Config):
     """Length of the run, and the intervals of checkpoints, evaluation and previews."""
 
-    num_steps: int = 150_000
+    num_steps: Annotated[int, Range(1)] = 150_000
     """Total number of steps, including those before a resume."""
-    seed: int = 42
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """Seed of initial parameters, data order, augmentation and noise."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, Range(1)] = 1000
     """Steps between checkpoints. The last step and SIGTERM also save one."""
-    keep_latest: int = 2
+    keep_latest: Annotated[int, Range(1)] = 2
     """Number of latest checkpoints to keep, besides the best one."""
-    keep_every: int | None = None
+    keep_every: Annotated[int, Range(1)] | None = None
     """Keep the checkpoints of all multiples of this step."""
-    log_every: int = 10
+    log_every: Annotated[int, Range(1)] = 10
     """Steps whose metrics are averaged into one line of the log."""
-    eval_every: int = 1000
+    eval_every: Annotated[int, Range(0)] = 1000
     """Steps between evaluations of the loss on held-out images; 0 for none."""
-    eval_batches: int = 8
+    eval_batches: Annotated[int, Range(1)] = 8
     """Number of held-out batches."""
-    preview_every: int = 1000
+    preview_every: Annotated[int, Range(0)] = 1000
     """Steps between sheets of preview images; 0 for none."""
     profile: tuple[int, int] | None = None
     """First and last step of a profiler trace, written to WORKDIR/profile for TensorBoard."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_steps", "checkpoint_every", "keep_latest", "keep_every", "log_every"):
-            self.require(name, 1)
-        self.require("eval_batches", 1)
-        for name in ("eval_every", "preview_every"):
-            self.require(name, 0)
-        self.require("seed", 0, 2**32 - 1)
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
             raise InputError(f"profile is {self.profile}, expected 1 <= first <= last step")
 
@@ -157,15 +140,10 @@ class PreviewConfig(Config):
     """Prompts, with markers for an sdm and without for a tdm; none for a vae."""
     references: tuple[Path, ...] = ()
     """Photographs for the markers of all prompts, in order (sdm), or to be reconstructed (vae)."""
-    num_steps: int = 25
+    num_steps: Annotated[int, Range(1)] = 25
     """Steps of DPM-Solver++."""
-    guidance_scale: float = 5.0
+    guidance_scale: Annotated[float, Range(0)] = 5.0
     """Scale of classifier-free guidance."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("num_steps", 1)
-        self.require("guidance_scale", 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

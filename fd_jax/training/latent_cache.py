@@ -33,9 +33,9 @@ from fd_jax.data.latent_cache import (
 )
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
+from fd_jax.images.pixels import to_signed
 from fd_jax.networks import Networks
 from fd_jax.params import Flat
-from fd_jax.training.tasks.base import to_image
 
 _BLOCK = 256  # items per file
 _ROWS = 4  # images or captions per device and call, as the training state shares its memory
@@ -162,7 +162,7 @@ class _Encoder:
         def posterior(params: dict, images: UInt8[Array, "b h w 3"]) -> Array:
             with sharding.on_mesh(mesh):
                 vae = networks.vae.bind(params["vae"])
-                encoded = vae.encode(to_image(images))
+                encoded = vae.encode(to_signed(images))
             return jnp.concatenate(encoded, axis=-1).astype(networks.dtype)
 
         def text(params: dict, tokens: Int32[Array, "b n"]) -> Array:

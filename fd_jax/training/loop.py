@@ -177,7 +177,7 @@ class Loop:
 
         evaluates = self._evaluate is not None and is_due(config.eval_every)
         previews = self._preview is not None and is_due(config.preview_every)
-        saves = is_last or self._checkpoints.should_save(self._step)
+        saves = is_due(config.checkpoint_every)
         if not (evaluates or previews or saves):
             return
         self._read_pending(bar)  # raises before parameters that are not finite are used
@@ -231,7 +231,6 @@ class Loop:
                 "versions": distributed.versions(),
             },
             None if loss is None else {"loss": loss},
-            force=True,
         )
 
     def _read_pending(self, bar: tqdm) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fd_jax.errors import InputError
+from fd_jax.files import atomic_file
 from fd_jax.training.config import LogConfig
 
 FILE_NAME = "metrics.jsonl"
@@ -102,9 +103,8 @@ def _drop_later(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = path.with_suffix(".part")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def _identity(workdir: Path) -> str:

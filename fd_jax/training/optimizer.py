@@ -4,14 +4,14 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from fd_jax.config import Config
+from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
 from fd_jax.params import Flat
 
@@ -20,26 +20,26 @@ from fd_jax.params import Flat
 class OptimizerConfig(Config):
     """AdamW (arXiv:1711.05101), with the released hyper-parameters."""
 
-    learning_rate: float = 1e-5
+    learning_rate: Annotated[float, Range(0)] = 1e-5
     """Base learning rate, multiplied by each parameter's factor in `train`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0)] = 0
     """Steps during which the learning rate rises from 0."""
-    b1: float = 0.9
+    b1: Annotated[float, Range(0, 1)] = 0.9
     """Decay of the first moment."""
-    b2: float = 0.999
+    b2: Annotated[float, Range(0, 1)] = 0.999
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(above=0)] = 1e-8
     """Term added to the square root of the second moment."""
-    weight_decay: float = 1e-2
+    weight_decay: Annotated[float, Range(0)] = 1e-2
     """Decoupled weight decay of all parameters that train."""
-    clip_norm: float | None = 1.0
+    clip_norm: Annotated[float, Range(above=0)] | None = 1.0
     """Global norm that gradients are clipped to; None does not clip."""
-    ema_decay: float | None = 0.9999
+    ema_decay: Annotated[float, Range(0, 1)] | None = 0.9999
     """Decay of the EMA parameters, which sampling uses; None keeps none. After n steps it is at
     most (1 + n) / (10 + n)."""
-    train: tuple[tuple[str, float], ...] = (("unet/", 1.0),)
+    train: tuple[tuple[str, Annotated[float, Range(0)]], ...] = (("unet/", 1.0),)
     """Parameters that train: pairs of a regular expression and a learning-rate factor. The first
     expression found in a path such as image_encoder/layers/22/mlp/fc1/kernel counts. Parameters
     without one, or with the factor 0, are frozen. Layers may be counted from the end:
@@ -47,20 +47,7 @@ class OptimizerConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("learning_rate", "warmup_steps", "weight_decay"):
-            self.require(name, 0)
-        for name in ("b1", "b2"):
-            self.require(name, 0, 1)
-        self.require("ema_decay", 0, 1)
-        for name in ("eps", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"OptimizerConfig: {name} is {value}, expected more than 0")
-        for pattern, factor in self.train:
-            if factor < 0:
-                raise InputError(
-                    f"train: the factor of {pattern!r} is {factor}, expected 0 or more"
-                )
+        for pattern, _ in self.train:
             try:
                 re.compile(pattern)
             except re.error as error:

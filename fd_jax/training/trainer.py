@@ -83,7 +83,6 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
 
     checkpoints = RunCheckpoints(
         workdir,
-        save_every=config.loop.checkpoint_every,
         keep_latest=config.loop.keep_latest,
         keep_every=config.loop.keep_every,
     )

@@ -198,8 +198,8 @@ def test_stable_diffusion_2_is_refused():
     assert "use_linear_projection is True" in refused(
         UNetConfig, config | {"use_linear_projection": True}
     )
-    message = f"{WHERE}: attention_head_dim is (5, 10, 20, 20), expected a whole number above 0"
-    assert refused(UNetConfig, config) == message
+    message = f"{WHERE}: attention_head_dim is (5, 10, 20, 20), expected a whole number in 1.."
+    assert refused(UNetConfig, config).startswith(message)
 
 
 def test_stable_diffusion_xl_is_refused():
@@ -266,7 +266,7 @@ def test_sizes_are_whole_numbers_above_0(cls, key):
     for value in NO_SIZES:
         message = refused(cls, config_to_json(cls()) | {key: value})
         shown = tuple(value) if isinstance(value, list) else value
-        assert message == f"{WHERE}: {key} is {shown!r}, expected a whole number above 0"
+        assert message == f"{WHERE}: {key} is {shown!r}, expected a whole number in 1..2147483647"
 
 
 @pytest.mark.parametrize("cls", [UNetConfig, VAEConfig])
@@ -274,7 +274,7 @@ def test_widths_are_lists_of_whole_numbers_above_0(cls):
     for value in (None, True, 320, "320", [], {}, [[320] * 4], [320, None], [320, "640"], [0, 32]):
         message = refused(cls, config_to_json(cls()) | {"block_out_channels": value})
         assert message.startswith(f"{WHERE}: block_out_channels is ")
-        assert message.endswith(", expected a list of whole numbers above 0")
+        assert message.endswith(", expected a list of whole numbers in 1..2147483647, 1 or more")
 
 
 @pytest.mark.parametrize(("cls", "key"), [(UNetConfig, "norm_eps"), (VAEConfig, "scaling_factor")])

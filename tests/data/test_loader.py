@@ -286,18 +286,18 @@ def test_without_held_out_items_there_is_no_batch(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
-        ({"resolution": 7}, "resolution is 7, expected 8..8192"),
-        ({"subject_resolution": 1}, "subject_resolution is 1, expected 2..4096"),
-        ({"max_subjects": 5}, "max_subjects is 5, expected 0..4"),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
+        ({"resolution": 7}, "resolution is 7, expected a whole number in 8..8192"),
+        ({"subject_resolution": 1}, "subject_resolution is 1, expected a whole number in 2..4096"),
+        ({"max_subjects": 5}, "max_subjects is 5, expected a whole number in 0..4"),
         ({"max_subjects": -1}, "max_subjects is -1"),
-        ({"caption_drop_prob": 1.1}, "caption_drop_prob is 1.1, expected 0..1"),
+        ({"caption_drop_prob": 1.1}, "caption_drop_prob is 1.1, expected a finite number in 0..1"),
         ({"subject_keep_prob": -0.1}, "subject_keep_prob is -0.1"),
-        ({"min_subjects": -1}, "min_subjects is -1, expected 0 or more"),
+        ({"min_subjects": -1}, "min_subjects is -1, expected a whole number, 0 or more"),
         ({"num_workers": -1}, "num_workers is -1"),
-        ({"num_threads": 0}, "num_threads is 0, expected 1 or more"),
-        ({"prefetch": 0}, "prefetch is 0, expected 1 or more"),
-        ({"object_types": ()}, "object_types is empty"),
+        ({"num_threads": 0}, "num_threads is 0, expected a whole number, 1 or more"),
+        ({"prefetch": 0}, "prefetch is 0, expected a whole number, 1 or more"),
+        ({"object_types": ()}, r"object_types is \(\), expected a list of strings, 1 or more"),
     ],
 )
 def test_settings_out_of_range(changes, message):

@@ -29,7 +29,7 @@ def write_run(
     trained = {name: leaves[name] for name in sorted(leaves)[::2]}
     write_model(folder, RunModel(kind, tuple(params), configs._asdict(), schedule))
     save_frozen(folder, {name: leaf for name, leaf in leaves.items() if name not in trained})
-    with RunCheckpoints(folder, save_every=10) as store:
+    with RunCheckpoints(folder) as store:
         for step, more in ((10, 2), (20, 0)):
             train, ema = (
                 {name: leaf + add for name, leaf in trained.items()} for add in (more + 1, more)

@@ -1,1 +1,1 @@
-"""."""
+"""Checkpoints of training runs: arrays by Orbax, networks in `model.json`."""

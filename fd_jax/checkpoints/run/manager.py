@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: saved while it trains, and read where it goes on."""
+"""Checkpoints of a training run: saved while it trains, read to resume it or to sample."""
 
 import contextlib
 import json
@@ -37,35 +37,34 @@ from fd_jax.params import Flat, flat, nested
 from fd_jax.types import Params
 
 DAMAGED = "damaged"  # folder of a run for checkpoints that cannot be read
-CHECKSUMS = "checksums"  # of the arrays: a key of the metadata, a file in the frozen folder
+CHECKSUMS = "checksums"  # of arrays: a key of a checkpoint's metadata, a file in the frozen folder
 PARAMS = "params/"  # prefix of the parameters' names among the arrays of the training state
 
 
 class RunCheckpoints:
-    """The checkpoints of a run, written in the background.
-
-    Kept are the latest, every n-th step's, and the best one.
+    """Writes the checkpoints of a run in the background, and deletes those not to be kept.
 
     Args:
         run: Folder of the run.
-        save_every: Steps from one checkpoint to the next.
-        keep_latest: How many of the latest to keep.
-        keep_every: Of which steps to keep checkpoints for ever: multiples of it.
-        best_metric: Metric of which the checkpoint with the lowest value is kept.
+        keep_latest: Number of latest checkpoints to keep.
+        keep_every: Keep the checkpoints of all multiples of this step; None for no such rule.
+        best_metric: Keep the checkpoint with the lowest value of this metric; None for no such
+            rule.
     """
 
     def __init__(
         self,
         run: str | os.PathLike,
         *,
-        save_every: int,
         keep_latest: int = 2,
         keep_every: int | None = None,
         best_metric: str | None = "loss",
     ):
-        self.run, self.save_every = Path(run).absolute(), save_every
+        self.run = Path(run).absolute()
         self.folder = self.run / CHECKPOINTS
-        self._keep = keep_latest, keep_every, best_metric
+        self._keep_latest = keep_latest
+        self._keep_every = keep_every
+        self._best_metric = best_metric
 
     def __enter__(self) -> "RunCheckpoints":
         return self
@@ -75,25 +74,21 @@ class RunCheckpoints:
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        # Made late: it would stumble over damaged checkpoints, which `restore` moves away.
+        # Opened late: it fails on damaged checkpoints, which `restore` moves away.
         with file_errors(f"{self.folder}: cannot open the checkpoints"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            return open_manager(self.folder, *self._keep)
+            return open_manager(self.folder, self._keep_latest, self._keep_every, self._best_metric)
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether all processes are to save and stop after this step.
+        """Returns whether all processes have to save and stop after this step.
 
-        To be asked after each step, on every process. With several processes a SIGTERM to any of
-        them leads here; one process alone has to listen itself.
+        Every process calls it after each step. A SIGTERM to one of several processes makes it true
+        on all of them; a single process has to handle the signal itself.
         """
         return ocp.utils.reached_preemption(step)
 
-    def should_save(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step, by the interval or for a preemption."""
-        return step % self.save_every == 0 or self.reached_preemption(step)
-
     def latest_step(self) -> int | None:
-        """Returns the step of the newest checkpoint, one being written included."""
+        """Returns the step of the newest checkpoint, including one that is being written."""
         return self._manager.latest_step()
 
     def save(
@@ -103,26 +98,23 @@ class RunCheckpoints:
         ema: Flat,
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
-        *,
-        force: bool = False,
     ) -> bool:
-        """Begins to save, as soon as the save before is done. The arrays may be donated then.
+        """Starts saving a checkpoint once the previous save is done; arrays may be donated then.
 
         Args:
-            step: Steps done.
-            train: What training goes on from.
-            ema: Averaged parameters by path; empty where there are none.
-            meta: What else to remember, as JSON has it.
-            metrics: Those of this step.
-            force: Whether to save though `should_save` says no.
+            step: Number of steps done.
+            train: Training state.
+            ema: EMA parameters by path, empty where the run keeps none.
+            meta: Content of the metadata, in JSON's types.
+            metrics: Metrics of this step.
 
         Returns:
-            Whether there was something to save: not if the step has its checkpoint.
+            False if the step already has a checkpoint, which stays as it is.
 
         Raises:
-            CheckpointError: This or the save before failed. Older checkpoints are as they were.
+            CheckpointError: This save or the previous one failed. Older checkpoints stay whole.
         """
-        if not (force or self.should_save(step)) or step in self._manager.all_steps():
+        if step in self._manager.all_steps():
             return False
         leaves = orbax_arrays.by_path(train)
         sums = {TRAIN: orbax_arrays.checksums(leaves), EMA: orbax_arrays.checksums(ema)}
@@ -132,21 +124,21 @@ class RunCheckpoints:
         }
         if ema:
             items[EMA] = orbax_arrays.save_args(ema)
-        # Without the metric that decides, or without a number, it is not the best.
+        # A checkpoint whose metric is missing or not finite is never the best.
         given = dict(metrics or {})
-        is_ranked = math.isfinite(given.get(self._keep[2] or "", math.nan))
+        is_ranked = math.isfinite(given.get(self._best_metric or "", math.nan))
         kept = given if is_ranked else None
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=kept, force=True)
         return True
 
     def wait(self) -> None:
-        """Waits until the last save is done. Raises CheckpointError if it failed."""
+        """Waits for the last save. Raises CheckpointError if it failed."""
         with self._save_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and stops the threads that save. Raises CheckpointError if a save failed."""
+        """Waits for the last save, and stops its threads. Raises CheckpointError if it failed."""
         if (manager := self.__dict__.pop("_manager", None)) is None:
             return
         with self._save_errors():
@@ -163,12 +155,13 @@ class RunCheckpoints:
     ) -> tuple[int, PyTree, Flat, dict[str, Any]] | None:
         """Returns step, train, ema and meta of the newest checkpoint; None before the first.
 
-        A checkpoint that is damaged is reported, and moved to RUN/damaged once an older one is
-        read in its place. All processes read the same one.
+        A damaged checkpoint is reported, and moved to RUN/damaged once an older one has been read.
+        All processes read the same checkpoint.
 
         Args:
-            abstract_train: Shapes, dtypes and shardings, in the structure that was saved.
-            abstract_ema: The same of the averages.
+            abstract_train: Shapes, dtypes and shardings of the training state, in the structure
+                that was saved.
+            abstract_ema: Shapes, dtypes and shardings of the EMA parameters.
 
         Raises:
             CheckpointError: All checkpoints are damaged, or the newest is of another architecture.
@@ -176,7 +169,7 @@ class RunCheckpoints:
         expected = {TRAIN: orbax_arrays.by_path(abstract_train), EMA: dict(abstract_ema)}
 
         def read(folder: Path) -> tuple[PyTree, Flat, dict[str, Any]]:
-            items = [TRAIN, META] + [EMA] * bool(abstract_ema)
+            items = [TRAIN, META, EMA] if abstract_ema else [TRAIN, META]
             check_whole(folder, items)
             for item in items:
                 if item in expected:
@@ -189,7 +182,7 @@ class RunCheckpoints:
             structure = jax.tree.structure(abstract_train)
             return jax.tree.unflatten(structure, leaves), ema, meta
 
-        self.close()  # what it knows of the folder may change
+        self.close()  # the folder is about to change under the manager
         found = newest(self.folder, steps_in(self.folder), read)
         if found is None:
             return None
@@ -204,13 +197,14 @@ class RunCheckpoints:
 
 
 def _read_meta(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what was saved beside the arrays of a checkpoint, and their checksums."""
+    """Returns the metadata of a checkpoint, and the checksums of its arrays by item."""
     path = folder / META / META_FILE
     with orbax_arrays.damage(path):
         meta = json.loads(path.read_bytes())
         if not isinstance(meta, dict):
             raise ValueError(f"found a {type(meta).__name__}, expected a JSON object")
-    return meta, meta.pop(CHECKSUMS, {})  # of version 0.1 there are none
+    checksums = meta.pop(CHECKSUMS, {})  # version 0.1 wrote none
+    return meta, checksums
 
 
 def _frozen_checksums(run: Path) -> dict[str, int]:
@@ -219,9 +213,9 @@ def _frozen_checksums(run: Path) -> dict[str, int]:
 
 
 def save_frozen(run: str | os.PathLike, params: Flat) -> None:
-    """Saves the parameters that do not train, by path; not again once there is a checkpoint.
+    """Saves the frozen parameters by path, unless the run has a checkpoint already.
 
-    All processes call this. Raises CheckpointError if they cannot be written.
+    All processes call it. Raises CheckpointError if they cannot be written.
     """
     folder = Path(run).absolute() / FROZEN
     if folder.exists() and steps_in(folder.parent / CHECKPOINTS):
@@ -237,7 +231,7 @@ def save_frozen(run: str | os.PathLike, params: Flat) -> None:
 
 
 def read_frozen(run: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Flat:
-    """Reads what `save_frozen` saved. Raises CheckpointError.
+    """Reads the parameters that `save_frozen` saved. Raises CheckpointError.
 
     Args:
         run: Folder of the run.
@@ -257,15 +251,15 @@ def read_params(
     wanted: Collection[str] | None = None,
     abstract: Mapping[str, Params] | None = None,
 ) -> dict[str, Params]:
-    """Reads the parameters of a run by part, those that were trained and those that were not.
+    """Reads the parameters of a run by part, trained and frozen ones.
 
     Args:
         run: Folder of the run.
-        placement: Where they are to live. If that is over several processes, all must call this.
-        ema: Whether to read averages, if the run keeps them.
-        step: Of which checkpoint; by default the newest that is not damaged.
+        placement: Dtype and sharding. If it covers several processes, all of them call this.
+        ema: Whether to read EMA parameters, if the run keeps them.
+        step: Step of the checkpoint, by default the newest that is not damaged.
         wanted: Parts to read, by default all of the model.
-        abstract: Shapes of these parts, to be checked.
+        abstract: Expected shapes of these parts; None checks none.
 
     Raises:
         CheckpointError: There is no such checkpoint, all are damaged, or of another architecture.
@@ -309,7 +303,7 @@ def read_params(
 
 
 def _of_parts(found: Mapping[str, Any], parts: Collection[str], prefix: str = "") -> Flat:
-    """Returns what belongs to some parts of the model, and begins with a prefix, without it."""
+    """Selects the leaves of some parts whose names have a prefix, and removes the prefix."""
     cut = {name[len(prefix) :]: leaf for name, leaf in found.items() if name.startswith(prefix)}
     return {name: leaf for name, leaf in cut.items() if name.split("/")[0] in parts}
 

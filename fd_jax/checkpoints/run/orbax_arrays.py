@@ -1,6 +1,5 @@
 """Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
 
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from fd_jax.checkpoints.errors import DamagedError, abbreviate, damage
+from fd_jax.checkpoints.run.orbax_layout import array_paths, array_spec
 from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
 
-# The one level above the names: without it Orbax refuses a folder of no arrays.
+# Level above the names: without one Orbax refuses a folder without arrays.
 _LEVEL = "arrays"
 
 # How many arrays are read at a time.
@@ -25,18 +25,18 @@ _AT_A_TIME = 32
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of any tree by path, its levels joined by slashes."""
+    """Returns the leaves of a pytree by path, its levels joined by slashes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
-    """Returns what writes arrays as `describe` and `read` expect them, whatever Orbax prefers."""
+    """Returns the handler of arrays, with the file format that `describe` and `read` expect."""
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
 
 
 def save_args(arrays: Mapping[str, Array]) -> ocp.args.PyTreeSave:
-    """Returns what `handler` is to save."""
+    """Returns the arguments with which `handler` saves arrays by name."""
     return ocp.args.PyTreeSave({_LEVEL: dict(arrays)})
 
 
@@ -52,30 +52,27 @@ def describe(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
 def names(folder: Path) -> list[str]:
     """Returns the names of the arrays in a folder. Raises DamagedError."""
     with damage(folder):
-        return [name[0] for _, *name in _paths(folder) if name]
+        return [path[1] for path in _paths(folder)]
 
 
 def _paths(folder: Path) -> list[list[str]]:
-    entries = json.loads((folder / "_METADATA").read_bytes())["tree_metadata"].values()
-    return [[level["key"] for level in entry["key_metadata"]] for entry in entries]
+    # A path of one level is that of an empty dict: it says that there are no arrays.
+    return [path for path in array_paths(folder) if len(path) > 1]
 
 
 def _open(folder: Path, *, write: bool = False) -> dict[str, ts.TensorStore]:
     """Returns the arrays in a folder, unread.
 
-    Orbax could read them too. But it hides what is damaged in errors of no own class, and leaves
-    tasks behind that print pages of them; and its processes wait for each other, so that one that
-    fails keeps the others waiting.
+    Orbax could read them too. But its errors do not tell a damaged file from others, its tasks go
+    on after an error and print pages of messages, and its processes wait for each other, so that
+    one that fails blocks the others.
     """
     # One context for all, or each array would read the database's index again.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
-    base = {"driver": "file", "path": f"{plain_path(folder)}/"}
     opened = {}
-    for level, *name in _paths(folder):
-        if name:  # without one, it says that there are no arrays
-            place = {"driver": "ocdbt", "base": base, "path": f"{level}.{name[0]}/"}
-            spec = {"driver": "zarr", "kvstore": place}
-            opened[name[0]] = ts.open(spec, open=True, read=True, write=write, context=context)
+    for path in _paths(folder):
+        spec = array_spec(plain_path(folder), path)
+        opened[path[1]] = ts.open(spec, open=True, read=True, write=write, context=context)
     return {name: future.result() for name, future in opened.items()}
 
 
@@ -85,13 +82,13 @@ def read(
     advance: Callable[[int], object] = lambda count: None,
     expected: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
-    """Reads arrays, casts them, and places them by the shardings of their targets.
+    """Reads arrays, casts them, and shards them as their targets say.
 
     Args:
-        folder: Where `describe` found them.
-        targets: Shape, dtype and sharding of all arrays that are wanted.
+        folder: Folder that `describe` accepts.
+        targets: Shape, dtype and sharding of the arrays to read.
         advance: Called with 1 after each array.
-        expected: Checksums of the arrays, if they were saved with some.
+        expected: Checksums of the arrays; those without one are not checked.
 
     Raises:
         DamagedError: Files are missing, incomplete or changed.
@@ -155,7 +152,7 @@ def _check(
 
 
 def _begin(stored: ts.TensorStore, where: jax.sharding.Sharding) -> dict[str, ts.Future]:
-    """Begins to read what this process needs of an array: by its place, each piece once."""
+    """Starts reading the pieces of an array that this process needs, by index, each once."""
     pieces = where.addressable_devices_indices_map(tuple(stored.shape)).values()
     return {str(piece): stored[piece].read() for piece in {str(p): p for p in pieces}.values()}
 

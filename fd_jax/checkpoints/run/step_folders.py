@@ -1,7 +1,6 @@
-"""Folders of checkpoints, one per step: which are there, which are whole, which is the newest."""
+"""Folders of checkpoints, one per step: list them, check them, find the newest."""
 
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -12,10 +11,11 @@ import orbax.checkpoint as ocp
 
 from fd_jax.checkpoints.errors import DamagedError, damage, file_errors
 from fd_jax.checkpoints.run.orbax_arrays import gather, handler
+from fd_jax.checkpoints.run.orbax_layout import items_of
 from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
 
-# What the folder of a step holds.
+# Items in the folder of a step.
 TRAIN, EMA, META = "train", "ema", "meta"
 META_FILE = "metadata"
 
@@ -30,22 +30,18 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def check_whole(folder: Path, items: Collection[str]) -> set[str]:
-    """Returns what a checkpoint holds, as Orbax noted when it was complete.
+    """Checks that a checkpoint is complete; returns the names of its items.
 
     Args:
-        folder: Of one step.
-        items: What it must hold.
+        folder: Folder of one step.
+        items: Items it must hold.
 
     Raises:
-        DamagedError: Files are missing, or the notes are damaged.
+        DamagedError: Files are missing, or Orbax's own metadata is damaged.
         CheckpointError: It was saved without one of the items.
     """
     with damage(folder):
-        held = set(json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["item_handlers"])
-        (folder / "commit_success.txt").read_bytes()
-        # Read by Orbax whenever a run begins.
-        if "metrics" in held:
-            json.loads((folder / "metrics" / "metrics").read_bytes())
+        held = items_of(folder)
     if missing := sorted(item for item in held if not (folder / item).is_dir()):
         raise DamagedError(f"{folder} lacks {missing}")
     if absent := sorted(set(items) - held):
@@ -54,7 +50,7 @@ def check_whole(folder: Path, items: Collection[str]) -> set[str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint seems complete; its arrays are not read."""
+    """Returns whether a checkpoint is complete, without reading its arrays."""
     try:
         check_whole(folder, ())
     except DamagedError:
@@ -63,11 +59,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def move_aside(folder: Path, where: Path) -> None:
-    """Moves a damaged checkpoint away, so that its step can be saved again.
+    """Moves a damaged checkpoint to another folder, so that its step can be saved again.
 
     Args:
-        folder: The checkpoint.
-        where: The folder to move it to.
+        folder: Folder of the checkpoint.
+        where: Folder to move it to.
 
     Raises:
         CheckpointError: It cannot be moved.
@@ -90,10 +86,11 @@ def newest(
     """Returns step and content of the newest checkpoint that can be read; None if there is none.
 
     Args:
-        folder: The checkpoints.
-        steps: Those to try.
-        read: Reads that of one step. A DamagedError is reported, and the one before is tried.
-        together: Whether all processes call this, and are to read the same checkpoint.
+        folder: Folder of the checkpoints.
+        steps: Steps to try.
+        read: Reads the checkpoint in a folder. If it raises DamagedError, that is reported, and
+            the previous checkpoint is tried.
+        together: Whether all processes call this, and have to read the same checkpoint.
 
     Raises:
         CheckpointError: There are checkpoints, but none can be read.
@@ -125,13 +122,13 @@ def newest(
 def open_manager(
     folder: Path, keep_latest: int, keep_every: int | None, metric: str | None
 ) -> ocp.CheckpointManager:
-    """Returns what writes checkpoints to a folder, and deletes those that are not to be kept.
+    """Opens Orbax's manager, which writes checkpoints and deletes those not to be kept.
 
     Args:
-        folder: The checkpoints.
-        keep_latest: How many of the latest to keep.
-        keep_every: Steps of which multiples are kept.
-        metric: Of which the checkpoint with the lowest value is kept.
+        folder: Folder of the checkpoints.
+        keep_latest: Number of latest checkpoints to keep.
+        keep_every: Keep the checkpoints of all multiples of this step; None for no such rule.
+        metric: Keep the checkpoint with the lowest value of this metric; None for no such rule.
     """
 
     def value(metrics: Mapping[str | None, float]) -> float:
@@ -148,11 +145,11 @@ def open_manager(
                 get_metric_fn=value, n=1, reverse=True, keep_checkpoints_without_metrics=False
             )
         )
-        # Without these, metrics are not written, and the best is forgotten on resuming.
+        # Without these, Orbax writes no metrics, and a resumed run does not know the best.
         best = {"best_fn": value, "best_mode": "min"}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=True,  # of a save that was interrupted
+        cleanup_tmp_directories=True,  # left by an interrupted save
         **best,
     )
     handlers = {TRAIN: handler(), EMA: handler(), META: ocp.JsonCheckpointHandler(META_FILE)}

@@ -1,1 +1,1 @@
-"""."""
+"""Files of PyTorch: tensors read without executing pickles, written for `torch.load`, renamed."""

@@ -23,7 +23,7 @@ _SAFETENSORS_DTYPES = {
     **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
     **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
 }
-# What a file is that holds no weights, by its first bytes.
+# Files that are often taken for weights, by their first bytes.
 _MISTAKES = (
     (b"version https://git-lfs", "is a git-lfs pointer, get the file itself with `git lfs pull`"),
     (b"<", "is a web page (HTML or XML), saved in place of the file by a failed download"),

@@ -1,4 +1,4 @@
-"""A tensor on disk, and the error of all that is wrong with files of tensors."""
+"""A tensor on disk, read on demand."""
 
 import dataclasses
 from collections.abc import Callable

@@ -14,11 +14,11 @@ from fd_jax.checkpoints.torch.files import LazyTensor
 from fd_jax.errors import CheckpointError
 from fd_jax.types import Params
 
-# Our name of the last level -> PyTorch's.
+# Last level of a parameter's path -> PyTorch's name.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
-# Ours -> PyTorch's, where the two differ: patterns on names with dots. The modules of each model
-# are named as in its checkpoints, so that this is all.
+# Our names -> PyTorch's, where they differ: patterns on names with dots. All other modules have the
+# names of the checkpoints.
 _UNET_NAMES = (
     (r"(attn\d\.to_out)\.", r"\1.0."),
     (r"ff\.proj_in\.", "ff.net.0.proj."),
@@ -29,13 +29,13 @@ _UNET_NAMES = (
 _VAE_NAMES = (
     (r"^encoder\.downsamplers\.(\d+)\.", r"encoder.down_blocks.\1.downsamplers.0.conv."),
     (r"^decoder\.upsamplers\.(\d+)\.", r"decoder.up_blocks.\1.upsamplers.0.conv."),
-    # What Stable Diffusion 1.5's own file and the released checkpoints have.
+    # Names in Stable Diffusion 1.5's own file and in the released checkpoints.
     (r"\.to_q\.", ".query."),
     (r"\.to_k\.", ".key."),
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.", ".proj_attn."),
 )
-# What newer files have instead.
+# Names in newer files.
 _VAE_ALTERNATIVES = (
     (r"\.query\.", ".to_q."),
     (r"\.key\.", ".to_k."),
@@ -55,12 +55,12 @@ _VISION_NAMES = (
 
 
 class Names(NamedTuple):
-    """How the parameters of one model are named in checkpoints.
+    """Names of one model's parameters in checkpoints.
 
     Attributes:
         ours_to_torch: Substitutions, applied in order.
         alternatives: Substitutions that give a second name, under which a tensor may be found.
-        buffers: Pattern of tensors that are no weights, and are left behind.
+        buffers: Pattern of tensors that are not weights, and are ignored.
     """
 
     ours_to_torch: Sequence[tuple[str, str]] = ()
@@ -93,7 +93,7 @@ def unflatten(leaves: Mapping[Path, Any]) -> Params:
 
 
 def torch_names(path: Path, names: Names) -> list[str]:
-    """Returns the names under which a parameter is found, the one it is written under first."""
+    """Returns the names a parameter may have in files; exports use the first."""
     *modules, leaf = map(str, path)
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     for pattern, replacement in names.ours_to_torch:
@@ -123,7 +123,7 @@ def _from_torch(path: Path, value: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def _torch_shapes(path: Path, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shapes a parameter may have on disk."""
+    """Returns the shapes a parameter may have in files."""
     if path[-1] != "kernel":
         return [shape]
     if len(shape) == 2:
@@ -138,16 +138,16 @@ def match(
     parts: Mapping[str, Part],
     where: str,
 ) -> tuple[dict[str, dict[Path, LazyTensor]], list[str]]:
-    """Finds the tensor of every parameter, and checks that no other tensor is left.
+    """Finds the tensor of every parameter, and checks that there are no others.
 
     Args:
         tensors: All tensors of a checkpoint.
-        abstract: By part, the parameters' shapes.
-        parts: By part, where and how its tensors are named.
-        where: Names the checkpoint in errors.
+        abstract: Shapes of the parameters by part.
+        parts: Prefix and names of the tensors by part.
+        where: Name of the checkpoint, for messages.
 
     Returns:
-        By part and path the tensor, and the names of the buffers that are left behind.
+        The tensors by part and path, and the names of the buffers that are ignored.
 
     Raises:
         CheckpointError: Tensors are missing, misshapen, unknown or no floats; it names them.
@@ -195,10 +195,10 @@ def load(
     """Reads matched tensors into arrays, one at a time.
 
     Args:
-        found: What `match` found for this part.
-        abstract: The parameters' shapes.
-        placement: Where they are to live, and in which dtype.
-        where: Names the checkpoint in errors.
+        found: Tensors of one part, from `match`.
+        abstract: Shapes of its parameters.
+        placement: Dtype and sharding of the parameters.
+        where: Name of the checkpoint, for messages.
 
     Raises:
         CheckpointError: A tensor is damaged, or has values that are not finite.
@@ -222,7 +222,7 @@ def load(
 
 
 def export(params: Params, part: Part) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name and the data, as PyTorch has them, of every parameter."""
+    """Yields every parameter's name and data in PyTorch's layout."""
     for path, value in flatten(params).items():
         name = part.prefix + torch_names(path, part.names)[0]
         yield name, np.ascontiguousarray(to_torch(path, np.asarray(value)))

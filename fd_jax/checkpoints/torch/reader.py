@@ -16,13 +16,14 @@ from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.errors import CheckpointError
 
-# The pickle of a Stable Diffusion UNet has 0.2 MB; a hostile byte costs up to 60 of memory.
+# The pickle of a Stable Diffusion UNet has 0.2 MB. A byte of a hostile one may take 60 bytes of
+# memory.
 _MAX_PICKLE_SIZE = 16 * 2**20
 _MAX_NDIM = 32
 
 
 def open_torch(path: Path) -> dict[str, LazyTensor]:
-    """Lists the tensors of a state dict that `torch.save` wrote. Raises CheckpointError."""
+    """Returns the tensors of a state dict that `torch.save` wrote. Raises CheckpointError."""
     with file_errors(f"{path}: not a readable state dict of torch.save"):
         archive = _Archive(path)
         content = _unpickle(archive.read("data.pkl", _MAX_PICKLE_SIZE))
@@ -40,7 +41,7 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
 
 
 def _state_dict(content: object) -> dict:
-    """Returns the dict of tensors: the content itself, or the only one in it."""
+    """Returns the dict of tensors: the content itself, or the only such dict in it."""
     if not isinstance(content, dict):
         raise ValueError(f"the top level is a {type(content).__name__}, expected a dict of tensors")
     has_tensors = _holds_tensors(content)
@@ -73,7 +74,7 @@ def _plain_values(content: dict) -> list[str]:
 
 
 class _Archive:
-    """A zip file as `torch.save` writes it: entries in one folder, none compressed."""
+    """Zip file of `torch.save`: entries in one folder, none compressed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -90,7 +91,7 @@ class _Archive:
             raise ValueError("byteorder is big, expected little")
 
     def size(self, name: str) -> int:
-        """Returns the size of an entry, after checks that reading it takes no more memory."""
+        """Returns the size of an entry. Checks that reading it takes no more memory than that."""
         try:
             entry = self._zip.getinfo(self._root + name)
         except KeyError:
@@ -179,10 +180,10 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 def _unpickle(data: bytes) -> object:
-    """Builds what `data` describes, of dicts, lists, tuples, numbers, strings and `_Tensor`s.
+    """Reads a pickle of dicts, lists, tuples, numbers, strings and tensors.
 
-    The `pickle` module would import and call what it is told to. Here globals are looked up in
-    `_GLOBALS`, nothing is called, and what `torch.save` does not write by default is refused.
+    The `pickle` module would import and call whatever the file names. Here globals are looked up
+    in `_GLOBALS`, nothing is called, and opcodes that `torch.save` does not write are refused.
     """
     stack, marks, memo = [], [], {}
 

@@ -13,13 +13,13 @@ _NEARER = 1.2  # how many times higher the face of somebody "in the front" is, a
 
 
 class Binding(NamedTuple):
-    """Who is who in a photograph.
+    """Faces of a photograph, and the phrases of the caption that name them.
 
     Attributes:
         faces: The faces of the named people and of those named together, from left to right.
         bound: Phrase and index into `faces` of each person with words of their own, in the
             caption's order.
-        notes: What was seen and not used.
+        notes: Remarks on words of the caption that were not used.
     """
 
     faces: list[Face]

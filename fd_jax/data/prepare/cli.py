@@ -28,6 +28,6 @@ def prepare(
     Args:
         photographs: Folder of photographs, with subfolders.
         out: Folder of the training set, in the layout of FFHQ-FastComposer.
-        config: What it is made of.
+        config: Captions, masks and limits.
     """
     make_set(photographs, out, config)

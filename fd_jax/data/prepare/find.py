@@ -80,7 +80,8 @@ def find_copies(
     Args:
         root: The folder of photographs.
         photographs: Paths relative to it.
-        captioned: Those with a caption: of several copies the first of these is no copy.
+        captioned: Photographs with a caption. The first of them among several copies counts as
+            the original.
     """
     with_caption = set(captioned)
     by_size: dict[int, list[Path]] = defaultdict(list)

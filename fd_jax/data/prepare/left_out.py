@@ -30,8 +30,8 @@ class LeftOut(Exception):
     """A photograph that cannot be learnt from, and why.
 
     Attributes:
-        reason: What is counted.
-        detail: What was found and what was expected.
+        reason: Reason, by which photographs are counted.
+        detail: Message: the value found and the one expected.
     """
 
     def __init__(self, reason: Reason, detail: str):

@@ -84,8 +84,8 @@ def read_mask(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
 
     Args:
         path: PNG (grey, palette or black and white) or npy (uint8).
-        height: Of the photograph, upright, as must be that of the mask.
-        width: The same.
+        height: Height of the upright photograph in pixels, which the mask must have, too.
+        width: Its width.
 
     Raises:
         LeftOut: The file cannot be read, or is of another size.

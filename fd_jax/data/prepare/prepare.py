@@ -59,8 +59,8 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig) -> list[Result]
 
     Args:
         photographs: Folder of photographs, with subfolders.
-        out: Folder of the training set, outside of the other one.
-        config: What it is made of.
+        out: Folder of the training set, outside `photographs`.
+        config: Captions, masks and limits.
 
     Raises:
         InputError: A folder or an option cannot be used, or no photograph can be learnt from.

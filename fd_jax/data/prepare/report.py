@@ -19,14 +19,14 @@ LEFT_OUT, ITEMS = "left_out.csv", "items.csv"
 EXAMPLES, LEFT_OUT_PAGE = "examples.png", "left_out.png"
 
 _EXAMPLES, _LEFT_OUT_EXAMPLES = 8, 24
-_SIDE = 512  # of a photograph on the page
+_SIDE = 512  # pixels of a photograph on the page
 
 
 def write(results: Sequence[Result], photographs: Path, out: Path) -> None:
-    """Writes the lists and the pages, and prints how many photographs became what.
+    """Writes the lists and the pages, and prints the number of items and of photographs left out.
 
     Args:
-        results: What became of each file.
+        results: Result of each file.
         photographs: The folder of photographs.
         out: The folder of the training set.
 

@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from fd_jax import params as parameters
 from fd_jax.architecture import Architecture
 from fd_jax.data.captions import Tokenizer
 from fd_jax.data.examples import Example
+from fd_jax.images.pixels import to_signed
 from fd_jax.losses import reconstruction, timesteps
 from fd_jax.models.vae import VAE, Posterior
 from fd_jax.networks import Networks
@@ -85,7 +86,7 @@ def to_inputs(examples: Example) -> Inputs:
     is_inside &= arrays.has_subject[:, :, None, None]
     image = arrays.image
     return Inputs(
-        image=None if image is None else to_image(image),
+        image=None if image is None else to_signed(image),
         subject_pixels=arrays.subject_pixels.astype(jnp.float32) / 255,
         subject_masks=is_inside.astype(jnp.float32),
         input_ids=arrays.input_ids,
@@ -94,11 +95,6 @@ def to_inputs(examples: Example) -> Inputs:
         posterior=_from_cache(arrays.posterior),
         text=_from_cache(arrays.text),
     )
-
-
-def to_image(pixels: UInt8[Array, "b h w 3"]) -> Images:
-    """Returns images in [-1, 1] of pixels in 0..255."""
-    return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def _from_cache(stored: Array | None) -> Array | None:

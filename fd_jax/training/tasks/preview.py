@@ -13,6 +13,7 @@ from fd_jax import sharding
 from fd_jax.data.captions import SUBJECT_MARKER, Tokenizer
 from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import InputError
+from fd_jax.images.pixels import to_uint8, to_unit
 from fd_jax.images.sheets import contact_sheet
 from fd_jax.inference.inputs import SamplingInputs, make_inputs
 from fd_jax.numerics import seed_key
@@ -107,8 +108,7 @@ class PromptPreview:
 
 def to_pixels(images: Float[np.ndarray, "b h w 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
     """Returns pixels in 0..255 of images in [-1, 1]; NaN becomes grey."""
-    unit = np.clip(np.nan_to_num(images) / 2 + 0.5, 0, 1)
-    return list(np.round(unit * 255).astype(np.uint8))
+    return list(to_uint8(to_unit(np.nan_to_num(images))))
 
 
 def assign_references(prompts: Sequence[str], references: Sequence[Path]) -> list[list[str]]:

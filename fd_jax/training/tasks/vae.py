@@ -11,6 +11,7 @@ from fd_jax.data.captions import Tokenizer
 from fd_jax.data.photographs import load_photograph
 from fd_jax.data.transforms import fit_image
 from fd_jax.errors import InputError
+from fd_jax.images.pixels import to_signed
 from fd_jax.images.sheets import contact_sheet
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
@@ -24,7 +25,6 @@ from fd_jax.training.tasks.base import (
     encode_posterior,
     gather_params,
     sample_posterior,
-    to_image,
 )
 from fd_jax.training.tasks.preview import to_pixels
 from fd_jax.types import Images, Params
@@ -99,5 +99,5 @@ class ReconstructionPreview:
         networks = self._task.networks
         params = gather_params(trained, frozen, self._mesh, networks.dtype)
         vae = networks.vae.bind(params["vae"])
-        mean = vae.encode(to_image(photographs)).mean
+        mean = vae.encode(to_signed(photographs)).mean
         return vae.decode(mean * vae.config.scaling_factor)

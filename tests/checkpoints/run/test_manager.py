@@ -90,7 +90,7 @@ def assert_same(found, expected):
 @pytest.fixture
 def run(tmp_path):
     """Saves checkpoints of the steps 1, 2 and 3."""
-    with RunCheckpoints(tmp_path, save_every=1, keep_latest=3) as written:
+    with RunCheckpoints(tmp_path, keep_latest=3) as written:
         assert restore(written) is None
         save(written, 1, 2, 3)
     return tmp_path
@@ -98,7 +98,7 @@ def run(tmp_path):
 
 def test_restores_every_bit_onto_another_mesh(run):
     mesh = sharding.make_mesh(fsdp=4)
-    with RunCheckpoints(run, save_every=1) as resumed:
+    with RunCheckpoints(run) as resumed:
         step, train, ema, meta = restore(resumed, mesh)
     assert step == 3
     assert_same(train, make_state(3))
@@ -110,9 +110,9 @@ def test_restores_every_bit_onto_another_mesh(run):
 
 def test_an_array_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path):
     double = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
-    with RunCheckpoints(tmp_path, save_every=1) as written:
+    with RunCheckpoints(tmp_path) as written:
         state = make_state(1)
-        written.save(1, state, {}, {}, force=True)
+        written.save(1, state, {}, {})
         jax.block_until_ready(double(state))
         written.wait()
         _, train, _, _ = written.restore(abstract(make_state(0)), {})
@@ -121,7 +121,7 @@ def test_an_array_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path)
 
 def test_keeps_the_latest_the_best_and_every_nth(tmp_path):
     loss = dict(zip(range(1, 9), (5, 1, 3, 4, 6, 7, 8, 9), strict=True))
-    options = {"save_every": 1, "keep_latest": 2, "keep_every": 5}
+    options = {"keep_latest": 2, "keep_every": 5}
     with RunCheckpoints(tmp_path, **options) as written:
         save(written, *range(1, 7), loss=loss)
     assert step_folders.steps_in(written.folder) == [2, 5, 6]
@@ -135,20 +135,11 @@ def test_keeps_the_latest_the_best_and_every_nth(tmp_path):
     assert step_folders.steps_in(written.folder) == [2, 5, 9, 10]
 
 
-def test_saves_at_the_interval_or_if_forced(tmp_path):
-    state = make_state(0)
-    with RunCheckpoints(tmp_path, save_every=3) as written:
-        assert [step for step in range(1, 8) if written.should_save(step)] == [3, 6]
-        assert not written.save(2, state, {}, {})
-        assert written.save(2, state, {}, {}, force=True)
-        assert not written.reached_preemption(2)
-
-
 def test_a_step_that_is_there_is_left_as_it_is(run):
-    with RunCheckpoints(run, save_every=1) as resumed:
+    with RunCheckpoints(run) as resumed:
         restore(resumed)
-        assert not resumed.save(3, make_state(7), {}, {}, force=True)
-    with RunCheckpoints(run, save_every=1) as again:
+        assert not resumed.save(3, make_state(7), {}, {})
+    with RunCheckpoints(run) as again:
         assert_same(restore(again)[1], make_state(3))
 
 
@@ -178,7 +169,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(run, damage):
     DAMAGES[damage](run / "checkpoints" / "3")
     (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()  # of an interrupted save
-    with RunCheckpoints(run, save_every=1) as resumed:
+    with RunCheckpoints(run) as resumed:
         with (
             pytest.warns(UserWarning, match="checkpoint of step 3 is damaged: .*checkpoints/3"),
             pytest.warns(UserWarning, match="checkpoints/3 is damaged, and moved to .*damaged/3"),
@@ -189,14 +180,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(run, damage):
         assert_same(ema, make_state(2).params)
         save(resumed, 3, 4)
     assert (run / "damaged" / "3").is_dir()
-    with RunCheckpoints(run, save_every=1) as again:
+    with RunCheckpoints(run) as again:
         assert_same(restore(again)[1], make_state(4))
     assert sorted(path.name for path in again.folder.iterdir()) == ["1", "3", "4"]
 
 
 def test_a_checkpoint_that_was_half_deleted_is_no_trouble(run):
     shutil.rmtree(run / "checkpoints" / "1" / "metrics")
-    with RunCheckpoints(run, save_every=1) as resumed:
+    with RunCheckpoints(run) as resumed:
         with pytest.warns(UserWarning, match="checkpoints/1 is damaged, and moved"):
             assert restore(resumed)[0] == 3
         save(resumed, 4)
@@ -209,14 +200,14 @@ def test_nothing_begins_anew_where_all_checkpoints_are_damaged(run):
         pytest.warns(UserWarning, match="is damaged"),
         pytest.raises(CheckpointError, match=r"no checkpoint that can be read:\n.*3/train.*\n.*2/"),
     ):
-        restore(RunCheckpoints(run, save_every=1))
+        restore(RunCheckpoints(run))
     assert step_folders.steps_in(run / "checkpoints") == [1, 2, 3]
 
 
 def test_another_architecture_is_no_damage(run):
     wide = make_params(4) | {"unet/new/kernel": jnp.zeros((2, 2))}
     del wide["unet/blocks/3/kernel"]
-    with RunCheckpoints(run, save_every=1) as resumed:
+    with RunCheckpoints(run) as resumed:
         with pytest.raises(InputError) as error:
             resumed.restore(abstract(make_state(0, wide)), abstract(wide))
         for problem in (
@@ -232,7 +223,7 @@ def test_another_architecture_is_no_damage(run):
 
 
 def test_averages_that_were_not_saved_are_no_damage(tmp_path):
-    with RunCheckpoints(tmp_path, save_every=1) as written:
+    with RunCheckpoints(tmp_path) as written:
         written.save(1, make_state(1), {}, {})
         with pytest.raises(InputError, match=r"was saved without \['ema'\]"):
             restore(written)
@@ -248,14 +239,14 @@ def test_an_error_of_a_save_is_told_and_older_checkpoints_stay(run, monkeypatch)
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with RunCheckpoints(run, save_every=1, keep_latest=1) as resumed:
+    with RunCheckpoints(run, keep_latest=1) as resumed:
         restore(resumed)
         with monkeypatch.context() as patch:
             patch.setattr(orbax_arrays.ocp.JsonCheckpointHandler, "_save_fn", full)
             with pytest.raises(CheckpointError, match=r"cannot save a checkpoint.*No space left"):
                 save_and_wait(resumed, 4)
         assert step_folders.steps_in(resumed.folder) == [1, 2, 3]
-    with RunCheckpoints(run, save_every=1) as again:
+    with RunCheckpoints(run) as again:
         step, train, _, _ = restore(again)
         assert step == 3
         assert_same(train, make_state(3))
@@ -264,7 +255,7 @@ def test_an_error_of_a_save_is_told_and_older_checkpoints_stay(run, monkeypatch)
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with (
-        RunCheckpoints(tmp_path, save_every=1) as written,
+        RunCheckpoints(tmp_path) as written,
         pytest.raises(CheckpointError, match="checkpoints: cannot open"),
     ):
         save(written, 1)
@@ -297,7 +288,7 @@ FROZEN = {
 def write_run(run, *saved, ema=True, model=MODEL):
     model_json.write_model(run, model)
     manager.save_frozen(run, FROZEN)
-    with RunCheckpoints(run, save_every=1, keep_latest=9) as written:
+    with RunCheckpoints(run, keep_latest=9) as written:
         for step in saved:
             averages = {name: x + 0.5 for name, x in make_state(step).params.items()}
             state = dict(make_state(step)._asdict())  # a plain dict does as well
@@ -432,7 +423,7 @@ def test_frozen_parameters_stay_once_there_is_a_checkpoint(tmp_path):
     (tmp_path / "frozen.orbax-checkpoint-tmp" / "d").mkdir(parents=True)  # interrupted
     manager.save_frozen(tmp_path, other)
     manager.save_frozen(tmp_path, FROZEN)
-    with RunCheckpoints(tmp_path, save_every=1) as written:
+    with RunCheckpoints(tmp_path) as written:
         written.save(1, make_state(1), {}, {})
     manager.save_frozen(tmp_path, other)
     mesh = sharding.make_mesh(fsdp=2)
@@ -465,7 +456,7 @@ place = jax.tree.map(lambda x: x.sharding, shapes)
 make = jax.jit(this.make_state, static_argnums=0, out_shardings=place)
 this.model_json.write_model(folder, this.MODEL)
 manager.save_frozen(folder, sharding.to_mesh(this.FROZEN, sharding.replicated(mesh)))
-with manager.RunCheckpoints(folder, save_every=1, keep_latest=9) as written:
+with manager.RunCheckpoints(folder, keep_latest=9) as written:
     assert written.restore(shapes, shapes.params) is None
     for step in (1, 2):
         written.save(step, make(step), make(step).params, {"position": step})
@@ -476,7 +467,7 @@ def fails(folder, targets, *options, **named):
         raise DamagedError("not here")
     return read(folder, targets, *options, **named)
 orbax_arrays.read = fails
-resumed = manager.RunCheckpoints(folder, save_every=1)
+resumed = manager.RunCheckpoints(folder)
 with warnings.catch_warnings(record=True) as told, resumed:
     warnings.simplefilter("always")
     step, train, ema, meta = resumed.restore(shapes, shapes.params)
@@ -515,7 +506,7 @@ def test_two_processes_agree_on_what_they_read(tmp_path):
             process.kill()
     assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
     # One process alone reads what two have written.
-    with RunCheckpoints(run, save_every=1) as alone:
+    with RunCheckpoints(run) as alone:
         step, train, _, _ = restore(alone)
     assert step == 2
     assert_same(train, make_state(1))
@@ -536,7 +527,7 @@ def test_a_run_may_be_in_a_folder_of_any_name(tmp_path, name):
     kernel = make_state(2).params["unet/blocks/10/kernel"] + 0.5
     np.testing.assert_array_equal(found["unet"]["blocks"][10]["kernel"], kernel)
     assert float(found["vae"]["conv"]["kernel"][0, 0]) == float(jnp.float32(1.0000001))
-    with RunCheckpoints(folder, save_every=1, keep_latest=1) as resumed:
+    with RunCheckpoints(folder, keep_latest=1) as resumed:
         shapes = abstract(make_params())
         step, train, *_ = resumed.restore(abstract(make_state(0)._asdict()), shapes)
         assert step == 2
@@ -560,7 +551,7 @@ def test_changed_arrays_are_noticed(run, damage):
     """The files are whole and decompress, but the numbers are others."""
     changes = DAMAGED_ARRAYS[damage]
     for item, prefix in (("ema", ""), ("train", "params/")):
-        with RunCheckpoints(run, save_every=1) as resumed:
+        with RunCheckpoints(run) as resumed:
             rewrite(run / "checkpoints" / "3" / item, {prefix + k: f for k, f in changes.items()})
             [name, *_] = changes
             with (

@@ -83,7 +83,9 @@ def test_timesteps_may_be_drawn_around_equal_signal_and_noise():
 
 
 def test_a_scale_of_no_timesteps_is_refused():
-    with pytest.raises(InputError, match=r"timestep_scale is 0\.0, expected more than 0"):
+    with pytest.raises(
+        InputError, match=r"timestep_scale is 0\.0, expected a finite number above 0"
+    ):
         make_task(timestep_scale=0.0)
 
 
