@@ -1,11 +1,11 @@
-"""A small image encoder, from random numbers, for two CPU cores: before the SDM.
+"""The image encoder of the bundled models, trained from scratch before the SDM.
 
     python train.py --config configs/demo_encoder.py --workdir runs/demo_encoder --data.root SCENES
     python -m fd_jax.checkpoints.export runs/demo_encoder outputs/encoder
 
-It learns to tell colours and shapes of a subject from a photograph of it, whatever is behind. An
-SDM that begins with it (`--init.image-encoder outputs/encoder/clip`) has something to learn from
-its first step on; CLIP's encoder, which the paper's SDM begins with, has learnt more.
+It learns to predict a subject's colours and shapes from a photograph, on any background.
+Initialized from it (`--init.image-encoder outputs/encoder/clip`), the SDM gets useful embeddings
+from its first step. The paper's SDM is initialized from CLIP's encoder.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from fd_jax.data.config import DataConfig
 from fd_jax.training.config import LoopConfig, TrainConfig
 from fd_jax.training.optimizer import OptimizerConfig
 
-# Of this run and of the SDM.
+# Shared by this run and the SDM.
 DATA = DataConfig(
     batch_size=16,
     resolution=64,

@@ -1,12 +1,12 @@
-"""The SDM of the embedded default: persons, from their photographs.
+"""The SDM of the bundled models: persons, from their photographs.
 
     python train.py --config configs/demo_sdm.py --workdir runs/demo_sdm --data.root SCENES \
         --init.checkpoint runs/demo_tdm --init.image-encoder outputs/encoder/clip
 
-It begins as the TDM, with the image encoder of `configs/demo_encoder.py`, and keeps the TDM's text
-encoder, which speaks to both UNets when they sample together. Crops are not augmented: the small
-image encoder has to tell hundreds of faces apart by colours and shapes that recolouring and bending
-would take away.
+It is initialized from the TDM and the image encoder of `configs/demo_encoder.py`, and keeps the
+TDM's text encoder, whose embeddings both UNets read when they sample together. Crops are not
+augmented: the small image encoder tells faces apart by colours and shapes, which augmentation
+changes.
 """
 
 import dataclasses

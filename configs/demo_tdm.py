@@ -1,10 +1,10 @@
-"""The TDM of the embedded default: scenes and generic people, from captions alone.
+"""The TDM of the bundled models: scenes and generic people, from captions alone.
 
     python train.py --config configs/demo_tdm.py --workdir runs/demo_tdm --data.root SCENES \
         --init.checkpoint runs/demo_vae
 
-SCENES is what `python -m fd_jax.demo.scenes` writes. The UNet predicts v (arXiv:2202.00512), whose
-loss does not let go of colours and layout at high noise, which a small model must learn first.
+`python -m fd_jax.demo.scenes` writes SCENES. The UNet predicts v (arXiv:2202.00512), whose loss
+weighs high noise more: there a small model learns colours and layout.
 """
 
 from configs._small import COMPUTE, MODEL

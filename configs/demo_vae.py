@@ -1,11 +1,10 @@
-"""A small autoencoder, from random numbers, for two CPU cores: the first of three runs.
+"""The autoencoder of the bundled models, trained from scratch: the first of four runs.
 
     python -m fd_jax.demo.scenes PEOPLE SCENES
     python train.py --config configs/demo_vae.py --workdir runs/demo_vae --data.root SCENES
 
-64 px; latents of 16 x 16. The TDM begins with it and leaves it as it is, and so does the SDM, so
-that all their steps go into what they are for. `latent_std` in the metrics tells how far latents
-are from the unit variance that scaling_factor 1 takes for granted.
+64 px; latents of 16 x 16. TDM and SDM are initialized from it and keep it frozen. `latent_std` in
+the metrics tells how far the latents are from the unit variance that scaling_factor 1 assumes.
 """
 
 from configs._small import COMPUTE, MODEL

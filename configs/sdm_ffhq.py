@@ -1,11 +1,11 @@
-"""The SDM of the paper: Stable Diffusion 1.5 that is given persons by their photographs.
+"""The SDM of the paper: Stable Diffusion 1.5, conditioned on photographs of the persons.
 
     python train.py --config configs/sdm_ffhq.py --workdir runs/sdm_ffhq --data.root ffhq \
         --init.base stable-diffusion-v1-5 --init.image-encoder clip-vit-large-patch14
 
 Hyper-parameters are those of the released code: batch 32, AdamW at 1e-5, 150,000 steps; the UNet,
 the subject fusion and the last two layers of the image encoder train. Parameters and moments take
-11 GB, divided over --mesh.fsdp devices. The localization loss starts near 0 and falls below it.
+11 GB, sharded over --mesh.fsdp devices. The localization loss starts near 0 and falls below it.
 """
 
 from fd_jax.assets import PEOPLE

@@ -3,11 +3,10 @@
     python train.py --config configs/sdm_small.py --workdir runs/sdm_small --data.root photos \
         --init.checkpoint runs/tdm_small
 
-It begins as the TDM, with whose autoencoder it must share its latents. Without --init.checkpoint
-all of it begins at random, the autoencoder too. On 657 portraits, two cores with other work beside
-it, 1,500 steps took 30 minutes and 4 GB of memory; the held-out noise loss fell from 0.198 (after
-200 steps) to 0.190 and the localization loss from 0.000 to -0.72: the subject's word is attended to
-on the subject.
+It is initialized from the TDM, whose autoencoder it has to share. Without --init.checkpoint all of
+it, the autoencoder too, starts at random. On 657 portraits and two busy cores, 1,500 steps took 30
+minutes and 4 GB of memory; the held-out denoising loss fell from 0.198 (after 200 steps) to 0.190
+and the localization loss from 0.000 to -0.72: attention to a subject's word lies on the subject.
 """
 
 from configs._small import COMPUTE, LOCALIZATION_LEVELS, LOOP, MODEL

@@ -4,9 +4,9 @@
         --init.base stable-diffusion-v1-5
 
 Hyper-parameters are those of the released code: batch 16, AdamW at 1e-5, 150,000 steps. Parameters
-and moments take 10 GB, divided over --mesh.fsdp devices; activations of 16 images of 512 px with
---compute.remat blocks a few GB more. The noise loss starts at about 0.1 and falls little, as it
-must: what changes is which pictures the model makes.
+and moments take 10 GB, sharded over --mesh.fsdp devices; activations of 16 images of 512 px with
+--compute.remat blocks a few GB more. The denoising loss starts at about 0.1 and falls little, as
+Stable Diffusion is trained already: the pictures change, not the loss.
 """
 
 from fd_jax.data.config import DataConfig

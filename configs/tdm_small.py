@@ -1,10 +1,10 @@
-"""A small TDM, from random numbers, on a folder of photographs and two CPU cores.
+"""A small TDM, trained from scratch on a folder of photographs and two CPU cores.
 
     python train.py --config configs/tdm_small.py --workdir runs/tdm_small --data.root photos
 
-64 px; UNet, text encoder and autoencoder train together from nothing. On 657 portraits, two cores
-with other work beside it, 1,500 steps took 40 minutes and 4 GB of memory; the noise loss on
-held-out images fell from 0.29 (after 250 steps) to 0.20, and the pictures are recognizably people.
+64 px; UNet, text encoder and autoencoder train together. On 657 portraits and two busy cores, 1,500
+steps took 40 minutes and 4 GB of memory; the denoising loss on held-out images fell from 0.29
+(after 250 steps) to 0.20, and the pictures are recognizably people.
 """
 
 from configs._small import COMPUTE, LOOP, MODEL

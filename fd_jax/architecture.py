@@ -93,7 +93,7 @@ class VAEConfig(_NetworkConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(_NetworkConfig):
-    """Sizes of CLIP's text tower."""
+    """Sizes of CLIP's text encoder."""
 
     hidden_size: Size = 768
     intermediate_size: Size = 3072
@@ -109,7 +109,7 @@ class CLIPTextConfig(_NetworkConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig(_NetworkConfig):
-    """Sizes of CLIP's vision tower."""
+    """Sizes of CLIP's image encoder."""
 
     hidden_size: Size = 1024
     intermediate_size: Size = 4096

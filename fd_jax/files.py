@@ -90,7 +90,7 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
     """Yields a new file's temporary path; renames it to `path` when the block ends.
 
     Other processes see the whole file or none, also after a crash. If the block raises, nothing is
-    left. The file gets the mode that the umask gives, whatever the block did.
+    left. The file gets the mode that the umask gives.
 
     Args:
         path: The file, in a folder that exists.

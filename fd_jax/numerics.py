@@ -33,7 +33,7 @@ def pinned(dtype: DTypeLike) -> Iterator[None]:
 
 
 def seed_key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
-    """Returns the threefry key of a seed in 0..2**32 - 1, whatever JAX's global settings are.
+    """Returns the threefry key of a seed in 0..2**32 - 1, independent of JAX's global settings.
 
     `jax.random.key` would add `jax_random_seed_offset` to the seed.
     """

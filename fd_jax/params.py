@@ -1,4 +1,4 @@
-"""Parameters of networks: by path, and as training from scratch begins with them."""
+"""Parameters of networks: by path, and initialized to train from scratch."""
 
 import zlib
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from fd_jax.types import Params
 
 Flat = dict[str, Any]  # leaves by path, such as unet/conv_in/kernel
 
-# Layers of the UNet that end a residual branch, or itself: they begin at zero, so that it begins as
-# the identity (arXiv:2105.05233).
+# Layers that end a residual branch of the UNet, or the UNet itself: initialized to zero, so that it
+# starts as the identity (arXiv:2105.05233).
 _ZERO = ("conv2/kernel", "proj_out/kernel", "unet/conv_out/kernel")
 
 
@@ -49,7 +49,7 @@ def initial(path: str, shape: tuple[int, ...], seed: int) -> Float32[np.ndarray,
         return np.zeros(shape, np.float32)
     if leaf == "scale":
         return np.ones(shape, np.float32)
-    # On the host: hundreds of draws in one program would take minutes to compile.
+    # On the host: hundreds of draws in one jitted function would take minutes to compile.
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     deviation = np.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.02
     return np.float32(deviation) * rng.standard_normal(shape, np.float32)

@@ -15,7 +15,7 @@ from fd_jax.config import check_value, field_types
 from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig
 
-# Config that change what a model computes, and the values that are computed here.
+# Fields that change what a network computes, and the only values that are supported.
 _UNET_FIXED = {
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "act_fn": "silu",
@@ -125,11 +125,11 @@ def _read(
 
 
 def _with_defaults(config: Any, where: str, defaults: Mapping[str, Any], tower: str) -> Any:
-    """Completes the config of a CLIP tower, taken out of that of a whole CLIP if need be."""
+    """Completes the config of a CLIP encoder, which may be part of a whole CLIP's config."""
     if not isinstance(config, Mapping):
         return config
     if tower in config:
-        # The width that both towers are projected to is the whole's, whatever a tower says.
+        # The whole CLIP's projection_dim counts, whatever the encoder's own config says.
         width = {key: config[key] for key in ("projection_dim",) if key in config}
         config = config[tower]
         if not isinstance(config, Mapping):
@@ -261,7 +261,7 @@ def _image_encoder_json(config: CLIPVisionConfig) -> dict[str, Any]:
     }
 
 
-# Settings of a diffusers scheduler that change its results and that nothing here follows.
+# Fields of a diffusers scheduler that change its results and are not supported.
 _UNSUPPORTED = ("trained_betas", "clip_sample", "thresholding", "rescale_betas_zero_snr")
 
 

@@ -47,7 +47,7 @@ KINDS = {
     "unet": ("diffusion_pytorch_model", Part(names.UNET)),
     "vae": ("diffusion_pytorch_model", Part(names.VAE)),
     "text_encoder": ("model", Part(names.TEXT_ENCODER, "text_model.")),
-    # A whole CLIP, of which the vision tower is read.
+    # A whole CLIP, of which the image encoder is read.
     "image_encoder": ("model", Part(names.IMAGE_ENCODER._replace(buffers=_CLIP_REST))),
 }
 

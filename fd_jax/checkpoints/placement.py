@@ -1,4 +1,4 @@
-"""Where parameters that are read are to live, and in which dtype."""
+"""Sharding and dtype of parameters that are read."""
 
 from collections.abc import Callable
 from typing import NamedTuple

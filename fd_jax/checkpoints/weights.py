@@ -1,4 +1,4 @@
-"""Opens weights on disk, whatever layout they are stored in.
+"""Opens weights on disk in any supported layout.
 
 `open_weights` recognizes the folder of a training run, the released flat file or its folder, a
 folder of diffusers or of one of its models, a CLIP as transformers stores it, and a bundle. Each
@@ -29,7 +29,7 @@ _EXPECTED = (
     "the folder of a training run, a released checkpoint, a model of diffusers or transformers, "
     "or a bundle"
 )
-# Networks in the folder of a Stable Diffusion, each in a folder of its own name.
+# Networks in the folder of a Stable Diffusion, each in the subfolder of its name.
 _COMPONENTS = ("unet", "vae", "text_encoder")
 # Models of a bundle, by the task that trained them.
 BUNDLED = {"sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}

@@ -237,5 +237,5 @@ def warn(message: str, line: int | None = None) -> None:
 
 
 def readable(name: str) -> str:
-    """Returns a file name as text that can be printed and stored, whatever bytes it is made of."""
+    """Returns a file name as text that can be printed and stored, also if it is not UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")

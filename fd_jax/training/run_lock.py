@@ -1,4 +1,4 @@
-"""Lock of a run's folder: one run trains in it at a time, on whatever host."""
+"""Lock of a run's folder: one run at a time trains in it, from any host."""
 
 import contextlib
 import json

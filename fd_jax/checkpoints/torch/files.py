@@ -126,7 +126,7 @@ def write_safetensors(
                 f"{path}: tensor {name!r} is {tensor.dtype}, expected one of "
                 f"{', '.join(map(str, _SAFETENSORS_DTYPES.values()))}"
             )
-    # safetensors writes the memory of an array as it lies there, whatever the strides.
+    # safetensors writes an array's memory and ignores its strides.
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     with file_errors(f"{path}: cannot write the file"), atomic_file(path) as temporary:
         save_file(dense, temporary, metadata)

@@ -27,7 +27,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class LeftOut(Exception):
-    """A photograph that cannot be learnt from, and why.
+    """A photograph that cannot be trained on, and the reason.
 
     Attributes:
         reason: Reason, by which photographs are counted.

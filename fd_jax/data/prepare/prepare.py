@@ -63,7 +63,7 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig) -> list[Result]
         config: Captions, masks and limits.
 
     Raises:
-        InputError: A folder or an option cannot be used, or no photograph can be learnt from.
+        InputError: A folder or an option cannot be used, or no photograph can be trained on.
         OutputError: A file cannot be written.
     """
     opencv()
@@ -196,7 +196,7 @@ def _finish(
         reasons = ", ".join(f"{count} {reason}" for reason, count in counted.most_common())
         report.write_left_out(results + lost, out)
         raise InputError(
-            f"none of the {len(results)} files can be learnt from: {reasons}; "
+            f"none of the {len(results)} files can be trained on: {reasons}; "
             f"{out / report.LEFT_OUT} says why of each"
         )
     _write_lists(ids, out, config.test_share)
