@@ -53,6 +53,7 @@ def test_the_bundled_models_are_small():
     assert 30e6 < sum(sizes) <= 40e6
 
 
+@pytest.mark.slow
 def test_the_bundled_models_make_pictures(pipe, people):
     prompts = ["a woman <|image|> in the snow", "a woman <|image|> in a forest"]
     options = {"num_steps": 4, "guidance_scale": 3.0, "solver": "dpmsolver++"}

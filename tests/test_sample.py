@@ -248,6 +248,7 @@ def test_prompt_file(run, people, tmp_path):
     assert np.abs(pixels(single / "0000.png").astype(int) - first).max() <= 1
 
 
+@pytest.mark.slow
 def test_traces_of_a_prompt_file(run, people, tmp_path):
     """They stand beside their pictures; what of the two is missing is made."""
     lines = [
@@ -303,6 +304,7 @@ def test_without_models_those_of_the_package_are_sampled(run, people, tmp_path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["0000.png"]
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_models_that_were_given(run, people, tmp_path):
     _, printed, _ = run("--prompt", PROMPT, "--reference", people[0], "--output", tmp_path)
     assert "bundled" not in printed
@@ -322,6 +324,7 @@ def run_two_processes(arguments: list[str], folder: pathlib.Path) -> None:
     assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_prompt(run, paths, people, tmp_path):
     arguments = ["--prompt", PROMPT, "--reference", str(people[0]), "--num-images", "3", *FAST]
     arguments += ["--num-steps", "7", "--trace"]

@@ -204,6 +204,7 @@ def test_missing_files(checkpoints, abstract, tmp_path):
         load(tmp_path, "sdm", abstract)
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 def test_names_and_shapes_are_the_real_ones(goldens):
     """Those of the released files, and of the folders that they were trained from."""

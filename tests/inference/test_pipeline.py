@@ -287,7 +287,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(name, marks=[] if name in ("64 bits", "other draws") else pytest.mark.slow)
+        for name in SETTINGS
+    ],
+)
 def test_pictures_do_not_depend_on_settings_of_jax(checkpoints, pipe, people, setting):
     """Whether models are read under it, or pictures made."""
     samples = pipe(ONE, people[:1], trace=True, **FAST)

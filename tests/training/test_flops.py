@@ -47,6 +47,7 @@ def test_a_convolution_and_its_gradients():
     assert count_flops(gradient, x, kernel) == 3 * forward
 
 
+@pytest.mark.slow
 def test_the_unet_of_stable_diffusion():
     """803 GFLOP a sample, by hand from its shapes: 444 convolutions, 233 linear, 126 attention."""
     network = make_networks(Architecture(), attention="plain").unet

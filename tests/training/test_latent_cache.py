@@ -55,6 +55,7 @@ def build(folder, *, root=(PHOTOS,), dtype="float32", resolution=16, seed=0):
     return latent_cache.build(config.data, source, load_tokenizer(TOKENIZER), networks, frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, pytest.param(SDM, marks=pytest.mark.slow)], ids=["tdm", "sdm"]
 )
@@ -144,6 +145,7 @@ def test_damaged_files_are_named(tmp_path):
         build(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_hand_over_what_is_stored(tmp_path, workers):
     made = build(tmp_path, dtype="bfloat16")

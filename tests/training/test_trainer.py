@@ -122,6 +122,7 @@ def test_a_run_that_is_done_does_nothing(whole):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_other_devices(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
@@ -214,6 +215,7 @@ def test_a_checkpoint_of_another_architecture(whole, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_sdm_may_begin_as_a_tdm(whole, tmp_path):
     """With the TDM's autoencoder, which it leaves as it is. Measured, and seen, on the way."""
     has_board = importlib.util.find_spec("tensorboardX") is not None
@@ -284,6 +286,7 @@ def test_an_autoencoder_trains_alone(autoencoder):
         open_weights(autoencoder, task="sdm")
 
 
+@pytest.mark.slow
 def test_a_tdm_may_begin_with_an_autoencoder(autoencoder, tmp_path):
     """Which it leaves as it is, whatever the config says."""
     tdm = make_config(
@@ -299,6 +302,7 @@ def test_a_tdm_may_begin_with_an_autoencoder(autoencoder, tmp_path):
     assert set(expected) <= set(describe(tmp_path / "frozen"))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_goes_on_from_another_run(autoencoder, tmp_path):
     config = make_config(
         task="vae",
