@@ -9,6 +9,7 @@ and VAE:
     OUT/tdm.safetensors   UNet
     OUT/base              VAE, and the configs of a Stable Diffusion of diffusers
     OUT/clip              config of the image encoder
+    OUT/checksums.json    of all these files, compared when they are read
 
 `open_weights(OUT)` reads it. The tokenizer is CLIP's own, which the package holds. OUT/README.md
 and OUT/prompts.jsonl stay as they are.
@@ -28,6 +29,7 @@ from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.diffusers import write_config, write_folder, write_schedule
 from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.export import DtypeName, cast, load_float32, named_dtype, open_run
+from fd_jax.checkpoints.file_checksums import CHECKSUMS_FILE, write_checksums
 from fd_jax.checkpoints.flat_file import write_flat_file
 from fd_jax.checkpoints.weights import BUNDLED, merge
 from fd_jax.errors import CheckpointError
@@ -36,7 +38,7 @@ from fd_jax.params import flat
 from fd_jax.types import Params
 
 _SHARED = ("text_encoder", "vae")
-_WRITTEN = {*BUNDLED.values(), "base", "clip"}
+_WRITTEN = {*BUNDLED.values(), "base", "clip", CHECKSUMS_FILE}
 _KEPT = ("README.md", "prompts.jsonl")
 
 
@@ -84,6 +86,7 @@ def bundle(
         write_folder("vae", base / "vae", vae, architecture.vae)
         write_flat_file(new / BUNDLED["sdm"], sdm_params)
         write_flat_file(new / BUNDLED["tdm"], {"unet": tdm_unet})
+        write_checksums(new)
 
 
 def _check_shared(

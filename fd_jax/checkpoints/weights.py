@@ -16,6 +16,7 @@ from fd_jax import assets
 from fd_jax.architecture import Architecture, CLIPVisionConfig
 from fd_jax.checkpoints import diffusers, flat_file
 from fd_jax.checkpoints.errors import abbreviate, file_errors
+from fd_jax.checkpoints.file_checksums import check_files
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.model_json import is_run, read_model
@@ -230,6 +231,7 @@ def _load_folders(
 def _open_bundle(path: Path, task: str) -> Weights:
     if task not in BUNDLED:
         raise CheckpointError(f"{path} holds an SDM and a TDM, expected a run that trains a {task}")
+    check_files(path, "*.json")
     base, clip = _open_pipeline(path / "base"), _open_model(path / "clip")
     model = _open_flat_file(path / BUNDLED[task])
 
@@ -238,6 +240,8 @@ def _open_bundle(path: Path, task: str) -> Weights:
     ) -> LoadedParams:
         own = [part for part in parts if part != "vae"]
         shared = [part for part in parts if part == "vae"]
+        for pattern in [BUNDLED[task]] * bool(own) + ["base/vae/*"] * bool(shared):
+            check_files(path, pattern)
         params, ignored = model.load(own, placement, abstract)
         more = base.load(shared, placement, abstract)
         return LoadedParams(params | more.params, ignored + more.ignored_tensors)

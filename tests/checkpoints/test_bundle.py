@@ -1,5 +1,6 @@
 """A bundle samples as the two runs that it was made of, and holds nothing twice."""
 
+import re
 import shutil
 import sys
 
@@ -11,10 +12,13 @@ from fd_jax import FaceDiffuser, sharding
 from fd_jax.checkpoints import bundle as bundle_module
 from fd_jax.checkpoints.bundle import bundle as write_bundle
 from fd_jax.checkpoints.export import load_float32, open_run
+from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.weights import open_weights
 from fd_jax.errors import CheckpointError, OutputError
 from fd_jax.files import read_json, write_json
+from fd_jax.inference.sources import load_models, open_sources
+from fd_jax.networks import make_networks
 from tests.helpers.flat_files import TDM_PARTS
 from tests.helpers.networks import TINY
 from tests.helpers.runs import write_run
@@ -23,6 +27,7 @@ FILES = {
     *("sdm.safetensors", "tdm.safetensors", "clip/config.json"),
     *("base/unet/config.json", "base/text_encoder/config.json", "base/vae/config.json"),
     *("base/vae/diffusion_pytorch_model.safetensors", "base/scheduler/scheduler_config.json"),
+    "checksums.json",
 }
 
 
@@ -151,6 +156,39 @@ def test_it_is_all_or_nothing(pair, tmp_path, monkeypatch):
         write_bundle(pair["sdm"], pair["tdm"], out)
     assert files(tmp_path) == {"out/README.md"}
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_flipped_bit_is_noticed_and_the_file_named(bundle, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(bundle, out)
+    content = bytearray((out / name).read_bytes())
+    content[-3] ^= 4  # of the last number, or of JSON
+    (out / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.* (has changed|no readable)"):
+        load_models(
+            open_sources(out, out, None, None), make_networks(TINY).shapes(), place_on_one()
+        )
+
+
+def test_a_missing_file_is_named(bundle, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(bundle, out)
+    (out / "base" / "unet" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"base/unet/config.json: cannot read the file"):
+        open_weights(out)
+
+
+def test_a_bundle_without_checksums_is_read(bundle, tmp_path):
+    """As version 0.1 wrote them."""
+    out = tmp_path / "out"
+    shutil.copytree(bundle, out, ignore=shutil.ignore_patterns("checksums.json"))
+    assert open_weights(out).load(["vae"], place_on_one(), make_networks(TINY).shapes()).params
+
+
+def place_on_one():
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return Placement(np.float32, lambda path, shape: device)
 
 
 def test_an_unknown_dtype_is_refused(pair, tmp_path):

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.placement import Placement
-from fd_jax.checkpoints.run import orbax_arrays
+from fd_jax.checkpoints.run import array_checksums, orbax_arrays
 from fd_jax.checkpoints.run.model_json import CHECKPOINTS, FROZEN, is_run, read_model
 from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.checkpoints.run.step_folders import (
@@ -117,7 +117,7 @@ class RunCheckpoints:
         if step in self._manager.all_steps():
             return False
         leaves = orbax_arrays.by_path(train)
-        sums = {TRAIN: orbax_arrays.checksums(leaves), EMA: orbax_arrays.checksums(ema)}
+        sums = {TRAIN: array_checksums.checksums(leaves), EMA: array_checksums.checksums(ema)}
         items = {
             TRAIN: orbax_arrays.save_args(leaves),
             META: ocp.args.JsonSave({**meta, CHECKSUMS: sums}),
@@ -203,11 +203,13 @@ def _read_meta(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         meta = json.loads(path.read_bytes())
         if not isinstance(meta, dict):
             raise ValueError(f"found a {type(meta).__name__}, expected a JSON object")
-    checksums = meta.pop(CHECKSUMS, {})  # version 0.1 wrote none
-    return meta, checksums
+        sums = meta.pop(CHECKSUMS, {})  # version 0.1 wrote none
+        if not isinstance(sums, dict) or not all(isinstance(x, dict) for x in sums.values()):
+            raise ValueError(f"{CHECKSUMS} are {sums!r:.80}, expected those of arrays by name")
+    return meta, sums
 
 
-def _frozen_checksums(run: Path) -> dict[str, int]:
+def _frozen_checksums(run: Path) -> dict[str, Any]:
     path = run / FROZEN / CHECKSUMS
     return read_json(path) if path.exists() else {}
 
@@ -225,7 +227,7 @@ def save_frozen(run: str | os.PathLike, params: Flat) -> None:
         ocp.Checkpointer(orbax_arrays.handler()) as checkpointer,
     ):
         checkpointer.save(plain_path(folder), args=orbax_arrays.save_args(params), force=True)
-    sums = orbax_arrays.checksums(params)
+    sums = array_checksums.checksums(params)
     if jax.process_index() == 0:
         write_json(folder / CHECKSUMS, sums)
 

@@ -1,6 +1,5 @@
 """Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import tensorstore as ts
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
-from fd_jax.checkpoints.errors import DamagedError, abbreviate, damage
+from fd_jax.checkpoints.errors import abbreviate, damage
+from fd_jax.checkpoints.run import array_checksums
 from fd_jax.checkpoints.run.orbax_layout import array_paths, array_spec
 from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
@@ -80,7 +80,7 @@ def read(
     folder: Path,
     targets: Mapping[str, jax.ShapeDtypeStruct],
     advance: Callable[[int], object] = lambda count: None,
-    expected: Mapping[str, int] | None = None,
+    expected: Mapping[str, Any] | None = None,
 ) -> dict[str, Array]:
     """Reads arrays, casts them, and shards them as their targets say.
 
@@ -88,7 +88,7 @@ def read(
         folder: Folder that `describe` accepts.
         targets: Shape, dtype and sharding of the arrays to read.
         advance: Called with 1 after each array.
-        expected: Checksums of the arrays; those without one are not checked.
+        expected: Checksums of `array_checksums`; arrays without one are not checked.
 
     Raises:
         DamagedError: Files are missing, incomplete or changed.
@@ -103,64 +103,32 @@ def read(
         for first in range(0, len(wanted), _AT_A_TIME):
             some_names = wanted[first : first + _AT_A_TIME]
             begun = {name: _begin(stored[name], targets[name].sharding) for name in some_names}
-            for name, shards in begun.items():
+            for name, futures in begun.items():
+                pieces = {place: future.result() for place, future in futures.items()}
                 if name in expected:
-                    dtype = stored[name].dtype.numpy_dtype
-                    _check(folder, name, shards, targets[name], dtype, expected[name])
-                found[name] = _place(shards, targets[name])
+                    shape = targets[name].shape
+                    array_checksums.check(str(folder), name, shape, pieces, expected[name])
+                found[name] = _place(pieces, targets[name])
                 advance(1)
     return found
 
 
-def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Returns a checksum of each array's name, dtype, shape and bytes.
-
-    Arrays that are sharded over processes have none, since no process holds all of one.
-    """
-    return {
-        name: _checksum(name, np.asarray(array))
-        for name, array in arrays.items()
-        if array.is_fully_addressable or array.is_fully_replicated
-    }
+def _begin(
+    stored: ts.TensorStore, where: jax.sharding.Sharding
+) -> dict[array_checksums.Box, ts.Future]:
+    """Begins to read what this process needs of an array: by its place, each piece once."""
+    shape = tuple(stored.shape)
+    indices = where.addressable_devices_indices_map(shape).values()
+    pieces = {array_checksums.box(index, shape): index for index in indices}
+    return {place: stored[index].read() for place, index in pieces.items()}
 
 
-def _checksum(name: str, array: np.ndarray) -> int:
-    header = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode())
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, header)
-
-
-def _check(
-    folder: Path,
-    name: str,
-    pieces: Mapping[str, ts.Future],
-    target: jax.ShapeDtypeStruct,
-    dtype: np.dtype,
-    expected: int,
-) -> None:
-    """Raises DamagedError if an array that was read is not the one that was saved."""
-    where = target.sharding
-    if not (where.is_fully_addressable or where.is_fully_replicated):
-        return
-    whole = np.empty(target.shape, dtype)
-    for index in where.addressable_devices_indices_map(tuple(target.shape)).values():
-        whole[index] = pieces[str(index)].result()
-    if (found := _checksum(name, whole)) != expected:
-        raise DamagedError(
-            f"{folder}: the array {name} has changed since it was saved: its checksum is {found}, "
-            f"expected {expected}"
-        )
-
-
-def _begin(stored: ts.TensorStore, where: jax.sharding.Sharding) -> dict[str, ts.Future]:
-    """Starts reading the pieces of an array that this process needs, by index, each once."""
-    pieces = where.addressable_devices_indices_map(tuple(stored.shape)).values()
-    return {str(piece): stored[piece].read() for piece in {str(p): p for p in pieces}.values()}
-
-
-def _place(pieces: Mapping[str, ts.Future], target: jax.ShapeDtypeStruct) -> Array:
-    values = {place: np.asarray(piece.result(), target.dtype) for place, piece in pieces.items()}
+def _place(pieces: Mapping[array_checksums.Box, np.ndarray], target: jax.ShapeDtypeStruct) -> Array:
+    values = {place: np.asarray(piece, target.dtype) for place, piece in pieces.items()}
     return jax.make_array_from_callback(
-        target.shape, target.sharding, lambda index: values[str(index)]
+        target.shape,
+        target.sharding,
+        lambda index: values[array_checksums.box(index, target.shape)],
     )
 
 
