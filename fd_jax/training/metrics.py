@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -102,7 +103,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drop_later(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    try:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+    except (ValueError, TypeError, LookupError) as error:  # zeros, after a power failure
+        aside = path.with_name(f"metrics.damaged_{step}.jsonl")
+        path.rename(aside)
+        warnings.warn(f"{path} is damaged, and moved to {aside}: {error}", stacklevel=3)
+        return
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 

@@ -36,7 +36,12 @@ def check_resumable(workdir: Path, config: TrainConfig, data: Mapping[str, Any])
     if not path.exists():
         return False
     content = read_json(path)
-    if changed := changed_settings(content.get("settings", {}), config):
+    settings = content.get("settings")
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name, {}), dict) for name in ("loop", "objective")
+    ):
+        raise InputError(f"{path} is damaged: settings are {settings!r:.80}, expected an object")
+    if changed := changed_settings(settings, config):
         lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
         raise InputError(
             "\n".join([f"{workdir} holds a run with other settings:", *lines])

@@ -1,5 +1,6 @@
 """Runs the project's scripts in processes of their own, alone or several together."""
 
+import json
 import os
 import pathlib
 import socket
@@ -33,3 +34,13 @@ def together(arguments: list[str], count: int, prefix: str = "") -> list[list[st
     shared = {"coordinator-address": address, "num-processes": count}
     options = [f"--{prefix}{name}={value}" for name, value in shared.items()]
     return [[*arguments, *options, f"--{prefix}process-id={i}"] for i in range(count)]
+
+
+def fuzz(readers: str, folder: pathlib.Path, *, rounds: int) -> dict:
+    """Runs `tests.helpers.fuzz` on a module of readers; returns what it counted."""
+    command = [sys.executable, "-m", "tests.helpers.fuzz", readers, str(folder), str(rounds)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -30,6 +30,19 @@ def test_lines_of_steps_that_are_done_again_go(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"[]\n", b"\xff\n", b"{}\n", b"NaN\n"])
+def test_a_damaged_file_is_kept_aside(tmp_path, damage):
+    """As a power failure leaves it. The run goes on."""
+    write(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes() + damage
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="metrics.jsonl is damaged, and moved to"):
+        write(tmp_path, [3], done=2)
+    assert (tmp_path / "metrics.damaged_2.jsonl").read_bytes() == content
+    assert [line["step"] for line in read_metrics(path)] == [3]
+
+
 def test_weights_and_biases_knows_the_run_again(tmp_path, monkeypatch):
     logged, begun = [], []
 

@@ -72,8 +72,9 @@ def read_model(run: str | os.PathLike) -> RunModel:
     parts = content.get("parts")
     if parts is None:  # written by version 0.1
         parts = _stored_parts(Path(run))
-    if not isinstance(parts, list) or not parts or not all(isinstance(x, str) for x in parts):
-        raise CheckpointError(f"{path}: parts is {parts!r}, expected the names of networks")
+    known = [*_CONFIGS, "subject_fusion"]
+    if not isinstance(parts, list) or not parts or not all(part in known for part in parts):
+        raise CheckpointError(f"{path}: parts is {parts!r:.80}, expected some of {known}")
 
     def section(name: str) -> dict[str, Any]:
         if not isinstance(found := content.get(name), dict):

@@ -25,7 +25,10 @@ def items_of(step: Path) -> set[str]:
     Raises:
         OSError, ValueError, LookupError: Files are missing or damaged.
     """
-    items = set(json.loads((step / _STEP_METADATA).read_bytes())["item_handlers"])
+    handlers = json.loads((step / _STEP_METADATA).read_bytes())["item_handlers"]
+    if not isinstance(handlers, dict):
+        raise ValueError(f"{_STEP_METADATA} does not name the items")
+    items = set(handlers)
     (step / COMMIT).read_bytes()
     if METRICS in items:
         json.loads((step / METRICS / METRICS).read_bytes())
@@ -38,8 +41,15 @@ def array_paths(folder: Path) -> Iterator[list[str]]:
     Raises:
         OSError, ValueError, LookupError: Files are missing or damaged.
     """
-    for entry in json.loads((folder / _ARRAYS_METADATA).read_bytes())["tree_metadata"].values():
-        yield [level["key"] for level in entry["key_metadata"]]
+    content = json.loads((folder / _ARRAYS_METADATA).read_bytes())
+    try:
+        entries = content["tree_metadata"].values()
+        paths = [[level["key"] for level in entry["key_metadata"]] for entry in entries]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{_ARRAYS_METADATA} does not name the arrays: {error}") from error
+    if not all(isinstance(key, str) for path in paths for key in path):
+        raise ValueError(f"{_ARRAYS_METADATA} has keys that are no strings")
+    yield from paths
 
 
 def array_spec(folder: Path, path: list[str]) -> dict[str, Any]:
