@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +42,7 @@ class Caption(NamedTuple):
     subject_token_index: Int32[np.ndarray, "4"]  # their positions in order, 0 where absent
     has_subject: Bool[np.ndarray, "4"]  # which of the four entries are in use
     lost: str  # words that were truncated, as written; "" if none
+    weight: str = ""  # what looks like a prompt weight, as written; "" if nothing does
 
     @property
     def num_subjects(self) -> int:
@@ -95,7 +95,9 @@ def tokenize(tokenizer: Tokenizer, prompt: str) -> Caption:
     """
     _check_text(prompt)
     _check_markers(prompt)
-    return tokenize_pieces(tokenizer, prompt.split(SUBJECT_MARKER))
+    weight = _WEIGHTS.search(prompt)
+    caption = tokenize_pieces(tokenizer, prompt.split(SUBJECT_MARKER))
+    return caption if weight is None else caption._replace(weight=weight[0])
 
 
 def tokenize_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> Caption:
@@ -157,7 +159,7 @@ def tokenize_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> Caption:
 
 
 def _check_markers(prompt: str) -> None:
-    """Checks that each marker of a prompt follows a word directly, and warns of prompt weights.
+    """Checks that each marker of a prompt follows a word directly.
 
     Raises:
         PromptError: A marker is in other letters' case, or follows a sign instead of a word.
@@ -177,12 +179,6 @@ def _check_markers(prompt: str) -> None:
                 f"a word, and would bind the subject to it; expected the marker directly after the "
                 f"noun, such as 'a man {SUBJECT_MARKER},': {prompt!r}"
             )
-    if match := _WEIGHTS.search(prompt):
-        warnings.warn(
-            f"{match[0]!r} looks like a prompt weight, which is no feature here: its signs and "
-            "numbers are read as words",
-            stacklevel=4,
-        )
 
 
 def _trailing_sign(piece: str) -> str:

@@ -1,7 +1,7 @@
 """Builds the arrays that the networks take, from prompts and photographs."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +54,9 @@ def make_inputs(
     subject_resolution: int,
     max_length: int = MAX_TOKENS,
     needs_subjects: bool = True,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> SamplingInputs:
-    """Tokenizes prompts and loads their photographs. Warns of words beyond the 77 tokens.
+    """Tokenizes prompts and loads their photographs.
 
     Args:
         tokenizer: A CLIP tokenizer.
@@ -66,6 +67,7 @@ def make_inputs(
         max_length: Number of tokens that the text encoder takes, at most 77.
         needs_subjects: Whether a prompt without subjects is an error. If not, photographs may
             also be left out.
+        warn: Function of messages about words beyond the 77 tokens, and about prompt weights.
 
     Raises:
         PromptError: A prompt cannot be used, or does not fit its photographs.
@@ -77,9 +79,11 @@ def make_inputs(
         )
     captions = []
     for prompt, photographs in zip(prompts, references, strict=True):
-        captions.append(_tokenize(tokenizer, prompt, "prompt"))
+        captions.append(_tokenize(tokenizer, prompt, "prompt", warn))
         _check_counts(prompt, captions[-1].num_subjects, len(photographs), needs_subjects)
-    negatives = [_tokenize(tokenizer, prompt, "negative prompt") for prompt in negative_prompts]
+    negatives = [
+        _tokenize(tokenizer, prompt, "negative prompt", warn) for prompt in negative_prompts
+    ]
     for caption, prompt in zip(negatives, negative_prompts, strict=True):
         if caption.num_subjects:
             raise PromptError(f"the negative prompt has a marker {SUBJECT_MARKER}: {prompt!r}")
@@ -116,13 +120,17 @@ def _load_subjects(
     return subjects
 
 
-def _tokenize(tokenizer: Tokenizer, prompt: str, name: str) -> Caption:
+def _tokenize(
+    tokenizer: Tokenizer, prompt: str, name: str, warn: Callable[[str], object]
+) -> Caption:
     caption = tokenize(tokenizer, prompt)
-    if caption.lost:
-        warnings.warn(
-            f"the {name} is longer than {MAX_TOKENS} tokens; lost is {caption.lost!r}",
-            stacklevel=3,
+    if caption.weight:
+        warn(
+            f"{caption.weight!r} looks like a prompt weight, which is no feature here: its signs "
+            "and numbers are read as words"
         )
+    if caption.lost:
+        warn(f"the {name} is longer than {MAX_TOKENS} tokens; lost is {caption.lost!r}")
     return caption
 
 

@@ -1,7 +1,8 @@
 """The pipeline as users call it: from checkpoints, prompts and photographs to images."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, SupportsIndex
 
@@ -21,7 +22,7 @@ from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
 from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
-from fd_jax.inference.inputs import MAX_SEED, ImageKey, SamplingInputs, make_inputs
+from fd_jax.inference.inputs import ImageKey, SamplingInputs, make_inputs
 from fd_jax.inference.samples import Samples, join_samples, sampling_trace
 from fd_jax.inference.sources import load_models, open_sources
 from fd_jax.networks import Networks, make_networks
@@ -164,8 +165,7 @@ class FaceDiffuser:
             subject_resolution: Side to which photographs are resized first; by default that of
                 the image encoder, which resizes other sides again.
             latents: Initial noise in place of the seed's, [b, h, w, 4], one row per image.
-            batch_size: Number of images sampled at a time, by default all. A smaller last batch
-                is filled up, so that nothing is compiled for it.
+            batch_size: Number of images sampled at a time, by default all.
             progress: Whether to show a progress bar; of several processes the first does.
             trace: Whether to return a trace of all evaluations.
             **sampler_fields: Fields of `SamplerConfig`, such as `num_steps=20`. They replace those
@@ -185,22 +185,21 @@ class FaceDiffuser:
         num_images = validation.whole("num_images", num_images)
         total = len(prompts) * num_images
         batch_size = total if batch_size is None else validation.whole("batch_size", batch_size)
+        negative_prompts = validation.one_each("negative_prompt", negative_prompt, len(prompts))
+        if any(negative_prompts) and not validation.guides_away(sampler):
+            warnings.warn("negative_prompt has no effect with this sampler", stacklevel=2)
         inputs = self.make_inputs(
             prompts,
             references,
-            validation.one_each("negative_prompt", negative_prompt, len(prompts)),
+            negative_prompts,
             subject_resolution=subject_resolution,
             mode=sampler.mode,
         )
         if latents is not None:
             latents = validation.check_latents(latents, (total, *size, 4))
-        seeds = [
-            validation.whole("seed", value, low=0, high=MAX_SEED)
-            for value in validation.one_each("seed", seed, len(prompts))
-        ]
         images = [
             ImageKey(row, seed, number)
-            for row, seed in enumerate(seeds)
+            for row, seed in enumerate(validation.seeds(seed, len(prompts)))
             for number in range(num_images)
         ]
         parts = self.sample_batches(
@@ -223,6 +222,7 @@ class FaceDiffuser:
         *,
         subject_resolution: SupportsIndex | None = None,
         mode: Mode = "snf",
+        warn: Callable[[str], object] = warnings.warn,
     ) -> SamplingInputs:
         """Returns the inputs of prompts, a row each, for `sample_batches`. Raises InputError."""
         return make_inputs(
@@ -233,6 +233,7 @@ class FaceDiffuser:
             subject_resolution=self.subject_size(subject_resolution),
             max_length=self.architecture.text_encoder.max_length,
             needs_subjects=mode != "tdm",
+            warn=warn,
         )
 
     def sample_batches(

@@ -10,6 +10,7 @@ import numpy as np
 from fd_jax.config import nearest
 from fd_jax.data.photographs import is_photograph
 from fd_jax.errors import InputError
+from fd_jax.inference.inputs import MAX_SEED
 from fd_jax.sampling.stages import NULL, SamplerConfig, make_steps
 from fd_jax.schedule import ScheduleConfig
 
@@ -62,6 +63,11 @@ def one_each(name: str, value: Any, count: int) -> list[Any]:
     if len(values) != count:
         raise InputError(f"{name} has {len(values)} values, expected one or {count}")
     return values
+
+
+def seeds(value: Any, count: int) -> list[int]:
+    """Returns `count` seeds, from as many or from one for all. Raises InputError."""
+    return [whole("seed", seed, low=0, high=MAX_SEED) for seed in one_each("seed", value, count)]
 
 
 def as_list(name: str, values: Any, items: str) -> list[Any]:
@@ -126,10 +132,9 @@ def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references:
     """
     steps = make_steps(sampler, ScheduleConfig())
     is_blended = steps.use_tdm & steps.use_sdm
-    has_null = steps.use_tdm.any() or (steps.use_sdm & (steps.sdm_uncond == NULL)).any()
     mode = sampler.mode
     is_unused = {
-        "negative_prompt": negative_prompt and not (has_null and sampler.guidance_scale != 1),
+        "negative_prompt": negative_prompt and not guides_away(sampler),
         "references": references and not steps.use_sdm.any(),
         "sdm_weight": not (is_blended & ~steps.use_snf).any(),
         "smoothing": not steps.use_snf.any(),
@@ -144,6 +149,13 @@ def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references:
         for name, unused in is_unused.items()
         if unused and (name not in defaults or getattr(sampler, name) != defaults[name])
     ]
+
+
+def guides_away(sampler: SamplerConfig) -> bool:
+    """Whether a negative prompt has an effect."""
+    steps = make_steps(sampler, ScheduleConfig())
+    has_null = steps.use_tdm.any() or (steps.use_sdm & (steps.sdm_uncond == NULL)).any()
+    return bool(has_null) and sampler.guidance_scale != 1
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Writes pictures to PNG files with their settings and traces, as they are sampled."""
 
 import dataclasses
+import functools
 import os
 import sys
 import time
-import warnings
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -153,18 +154,14 @@ class PictureWriter:
 
     def make_inputs(self, pipe: FaceDiffuser, picture: Picture) -> SamplingInputs:
         """Returns the inputs of a picture, in a batch of one. Prints warnings, with the line."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            inputs = pipe.make_inputs(
-                [picture.prompt],
-                [[load_photograph(path) for path in picture.references]],
-                [picture.negative_prompt],
-                subject_resolution=self.images.subject_resolution,
-                mode=self.images.sampler.mode,
-            )
-        for warning in caught:
-            warn(str(warning.message), picture.line)
-        return inputs
+        return pipe.make_inputs(
+            [picture.prompt],
+            [[load_photograph(path) for path in picture.references]],
+            [picture.negative_prompt],
+            subject_resolution=self.images.subject_resolution,
+            mode=self.images.sampler.mode,
+            warn=functools.partial(warn, line=picture.line),
+        )
 
     def write(self, pipe: FaceDiffuser, samples: Samples, pictures: Sequence[Picture]) -> None:
         """Writes the pictures of a batch. One that cannot be written is reported.
@@ -194,10 +191,12 @@ class PictureWriter:
                 write_png(path, pixels, settings, overwrite=self.output.overwrite)
 
     def fail(self, picture: Picture, error: Exception) -> None:
-        """Reports and counts a picture that failed."""
+        """Reports and counts a picture that failed, with the place of an unexpected error."""
         reason = str(error)
         if not isinstance(error, InputError):
             reason = f"{type(error).__name__}: {reason}"
+            if places := traceback.extract_tb(error.__traceback__):
+                reason += f" ({places[-1].filename}, line {places[-1].lineno})"
         self.report(picture.output if picture.line is None else f"line {picture.line}", reason)
 
     def report(self, where: str, reason: str) -> None:

@@ -1,7 +1,6 @@
 import inspect
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -236,9 +235,8 @@ def test_a_marker_after_a_word_is_taken(tokenizer, prompt):
         ("a man, (snow: .7)", "(snow: .7)"),
     ],
 )
-def test_prompt_weights_are_said_to_be_no_feature(tokenizer, prompt, weight):
-    with pytest.warns(UserWarning, match=f"{re.escape(repr(weight))} looks like a prompt weight"):
-        tokenize(tokenizer, prompt)
+def test_prompt_weights_are_found(tokenizer, prompt, weight):
+    assert tokenize(tokenizer, prompt).weight == weight
 
 
 def test_a_prompt_is_text(tokenizer):
