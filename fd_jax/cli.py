@@ -1,5 +1,6 @@
 """Command lines: options from type annotations by tyro, errors of the user in one line."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -56,6 +57,9 @@ def run_main(
         errors: Types of expected errors besides InputError and OSError.
     """
     warnings.showwarning = _print_warning
+    with contextlib.suppress(AttributeError):  # of a stream that is no file
+        # File names may hold bytes that are no text, and terminals lack letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except (InputError, OSError, *errors) as error:

@@ -68,7 +68,10 @@ def read_settings(path: str | os.PathLike) -> dict[str, str]:
 
 def setting_text(value: Any) -> str:
     """Returns a setting as its text chunk holds it: strings as they are, the rest as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    # File names may hold bytes that are no text: JSON's escapes keep them.
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _text_chunks(path: Path, settings: Mapping[str, Any]) -> PngImagePlugin.PngInfo:

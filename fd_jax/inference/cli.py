@@ -50,7 +50,14 @@ from fd_jax.inference.inputs import MAX_SEED
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.sources import check_sources
 from fd_jax.inference.validation import unused_options
-from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter, warn
+from fd_jax.inference.writer import (
+    ImageConfig,
+    OutputConfig,
+    Picture,
+    PictureWriter,
+    readable,
+    warn,
+)
 
 LIMITS = (
     "bundled models: 64 px, portraits in front of the painted scenes of fd_jax/demo/painters.py; "
@@ -140,7 +147,7 @@ class Arguments(Config):
             return {"models": "bundled"}
         names = "base", "sdm", "tdm", "image_encoder"
         paths = {name: getattr(self, name) for name in names}
-        return {name: str(path) for name, path in paths.items() if path is not None}
+        return {name: readable(str(path)) for name, path in paths.items() if path is not None}
 
 
 def sample(arguments: Arguments) -> int:
