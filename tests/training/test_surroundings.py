@@ -1,13 +1,22 @@
-"""Draws of a step are the same whatever global settings of JAX surround it."""
+"""A run computes the same whatever surrounds it: settings of JAX, threads, signals."""
 
 import contextlib
+import signal
+import threading
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
+from fd_jax import sharding
+from fd_jax.errors import InputError
 from fd_jax.numerics import pinned, seed_key
-from tests.helpers.training import make_task, random_batch, to_jax
+from fd_jax.training import trainer
+from fd_jax.training.metrics import read_metrics
+from fd_jax.training.signals import SignalGuard
+from fd_jax.training.trainer import train
+from tests.helpers.training import make_config, make_task, random_batch, to_jax
 
 # Settings that change draws, dtypes or products where they are not pinned.
 SETTINGS = {
@@ -41,6 +50,19 @@ def changed(settings):
             jax.config.update(name, value)
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda _=None, *, fsdp=1: make_mesh(jax.devices()[:1], fsdp=fsdp)
+    )
+    monkeypatch.setattr(trainer, "count_step_flops", lambda *_: 1)  # counting takes time
+
+
+def losses(workdir):
+    return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
+
+
 def draw():
     with pinned("float32"):
         task, batch = make_task(), to_jax(random_batch(3))
@@ -63,3 +85,75 @@ def test_the_key_of_a_seed_is_that_of_jax():
     for seed in (0, 42, 2**32 - 1):
         expected = jax.random.key(np.uint32(seed), impl="threefry2x32")
         assert (jax.random.key_data(seed_key(seed)) == jax.random.key_data(expected)).all()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four steps under the default settings."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.devices()[:1]
+        make_mesh = sharding.make_mesh
+        patch.setattr(sharding, "make_mesh", lambda _=None, *, fsdp=1: make_mesh(one, fsdp=fsdp))
+        patch.setattr(trainer, "count_step_flops", lambda *_: 1)
+        assert train(make_config(), workdir) is None
+    return workdir
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_under_all_settings_also_after_a_resume(whole, tmp_path):
+    assert train(make_config(loop__num_steps=2), tmp_path) is None
+    with changed(dict(SETTINGS.values())):
+        assert train(make_config(), tmp_path) is None
+    assert losses(tmp_path) == losses(whole)
+
+
+@pytest.mark.slow
+def test_a_thread_may_train_and_leaves_the_process_as_it_was(whole, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    filters, show = list(warnings.filters), warnings.showwarning
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(make_config(), tmp_path)))
+    thread.start()
+    thread.join()
+    assert results == [None]
+    assert losses(tmp_path) == losses(whole)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert warnings.filters == filters
+    assert warnings.showwarning is show
+    assert not [t for t in threading.enumerate() if t.name == "run lock"]
+
+
+def test_signals_outside_of_the_main_thread_keep_their_handlers():
+    seen, before = [], signal.getsignal(signal.SIGTERM)
+
+    def guard():
+        with SignalGuard() as guarded:
+            seen.extend([signal.getsignal(signal.SIGTERM), guarded.signal])
+
+    thread = threading.Thread(target=guard)
+    thread.start()
+    thread.join()
+    assert seen == [before, None]
+    with SignalGuard() as guarded:
+        assert signal.getsignal(signal.SIGTERM) != before
+        signal.raise_signal(signal.SIGTERM)
+        assert guarded.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, monkeypatch):
+    original, refused = trainer.restore_state, []
+
+    def restore(workdir, *args):
+        with pytest.raises(InputError, match="is in use: process") as error:
+            train(make_config(), workdir)
+        refused.append(str(error.value))
+        return original(workdir, *args)
+
+    monkeypatch.setattr(trainer, "restore_state", restore)
+    assert train(make_config(), tmp_path) is None
+    assert len(refused) == 1
+    assert "\n" not in refused[0]
+    assert len(losses(tmp_path)) == 4
+    assert not (tmp_path / "lock.json").exists()
