@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import pathlib
 import sys
 import time
 from multiprocessing.synchronize import Event
@@ -45,7 +46,7 @@ def complete(log: os.PathLike, *command: object) -> float:
     process = start(log, *command)
     begin = time.monotonic()
     process.join(600)
-    assert process.exitcode == 0, open(log).read()
+    assert process.exitcode == 0, pathlib.Path(log).read_text()
     return time.monotonic() - begin
 
 
