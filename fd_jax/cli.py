@@ -1,8 +1,8 @@
 """Command lines: options from type annotations by tyro, errors of the user in one line."""
 
-import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import sys
 import warnings
@@ -57,8 +57,8 @@ def run_main(
         errors: Types of expected errors besides InputError and OSError.
     """
     warnings.showwarning = _print_warning
-    with contextlib.suppress(AttributeError):  # of a stream that is no file
-        # File names may hold bytes that are no text, and terminals lack letters.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may hold bytes that are not text, and terminals may lack letters.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()

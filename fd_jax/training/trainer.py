@@ -29,9 +29,7 @@ from fd_jax.training.flops import count_step_flops
 from fd_jax.training.initial_weights import initial_params, open_sources
 from fd_jax.training.learner import Learner, make_learner, model_task
 from fd_jax.training.loop import Loop
-from fd_jax.training.optimizer import (
-    learning_rate,
-)
+from fd_jax.training.optimizer import learning_rate
 from fd_jax.training.prefetch import DevicePrefetcher, to_batch
 from fd_jax.training.run_config import check_resumable, write_config
 from fd_jax.training.run_lock import RunLock

@@ -116,20 +116,20 @@ def read(
 def _begin(
     stored: ts.TensorStore, where: jax.sharding.Sharding
 ) -> dict[array_checksums.Box, ts.Future]:
-    """Begins to read what this process needs of an array: by its place, each piece once."""
+    """Starts reading the pieces of an array that this process needs, by place, each once."""
     shape = tuple(stored.shape)
-    indices = where.addressable_devices_indices_map(shape).values()
+    indices: Any = where.addressable_devices_indices_map(shape).values()
     pieces = {array_checksums.box(index, shape): index for index in indices}
     return {place: stored[index].read() for place, index in pieces.items()}
 
 
 def _place(pieces: Mapping[array_checksums.Box, np.ndarray], target: jax.ShapeDtypeStruct) -> Array:
     values = {place: np.asarray(piece, target.dtype) for place, piece in pieces.items()}
-    return jax.make_array_from_callback(
-        target.shape,
-        target.sharding,
-        lambda index: values[array_checksums.box(index, target.shape)],
-    )
+
+    def value_at(index: Any) -> np.ndarray:
+        return values[array_checksums.box(index, target.shape)]
+
+    return jax.make_array_from_callback(target.shape, target.sharding, value_at)
 
 
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
