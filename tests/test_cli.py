@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 import warnings
@@ -38,6 +39,13 @@ def test_options_are_the_fields_of_a_dataclass(capsys):
     assert status(count_things, "--count", "2") == 0
     assert status(count_things, "--count", "7") == 3
     assert capsys.readouterr().out == "2 things\n7 things\n"
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"Jos\xe9.jpg", "日本".encode()])
+def test_file_names_of_any_bytes_are_printed(name, capsys):
+    assert status(lambda: print(os.fsdecode(name))) == 0
+    out = capsys.readouterr().out.strip()
+    assert out == os.fsdecode(name).encode(errors="backslashreplace").decode()
 
 
 def test_help_is_the_docstring(capsys):

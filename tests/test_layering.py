@@ -13,7 +13,7 @@ import pytest
 # each other: `models` never imports `conditioning`, nor the other way round.
 LAYERS = (
     {"assets", "errors", "types"},
-    {"cli", "config", "files", "numerics", "ops", "params"},
+    {"cli", "config", "files", "numerics", "ops", "params", "plain_paths"},
     {"architecture", "distributed", "images", "schedule", "sharding"},
     {"checkpoints", "data"},
     {"conditioning", "models"},
@@ -34,6 +34,7 @@ TOUCH_FILES = (
     "files",
     "images",
     "inference",
+    "plain_paths",
     "training.cli",
     "training.latent_cache",
     "training.loop",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from fd_jax.errors import InputError
+from fd_jax.plain_paths import utf8_path
 
 SUBJECT_MARKER = "<|image|>"
 MAX_SUBJECTS = 4
@@ -66,7 +67,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if not (folder / "tokenizer.json").is_file():
         _check_bpe(folder)
     try:
-        tokenizer = _clip_tokenizer().from_pretrained(folder, local_files_only=True)
+        tokenizer = _clip_tokenizer().from_pretrained(utf8_path(folder), local_files_only=True)
         # Expects one token per word, because a CLIP tokenizer without merges still loads.
         words = tokenizer.convert_ids_to_tokens(tokenizer("a woman").input_ids)
     except (OSError, ValueError, LookupError, TypeError) as error:

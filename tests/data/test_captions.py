@@ -54,6 +54,12 @@ def marking_tokenizer():
     return tokenizer
 
 
+@pytest.mark.parametrize("name", ["a[0] *?", "{x} %s", os.fsdecode(b"\xff\xe9")])
+def test_a_tokenizer_may_be_in_a_folder_of_any_name(tmp_path, name):
+    (tmp_path / name).symlink_to(ASSETS)
+    load_tokenizer(tmp_path / name)
+
+
 def released_tokens(marking_tokenizer, prompt):
     marker = marking_tokenizer.convert_tokens_to_ids(SUBJECT_MARKER)
     ids, marked = [], []

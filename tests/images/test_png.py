@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import threading
 
@@ -182,6 +183,12 @@ def test_settings_that_cannot_be_stored(tmp_path, settings, message):
     with pytest.raises(OutputError, match=message):
         write_png(tmp_path / "a.png", PICTURE, settings, overwrite=False)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["\udce9", "\udcff x", "é 日本", 'a"b'])
+def test_json_keeps_file_names_that_are_no_text(tmp_path, name):
+    write_png(tmp_path / "a.png", PICTURE, {"config": {"root": name}}, overwrite=False)
+    assert json.loads(read_settings(tmp_path / "a.png")["config"]) == {"root": name}
 
 
 def test_an_empty_picture_is_refused(tmp_path):

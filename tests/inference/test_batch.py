@@ -149,6 +149,22 @@ def test_photographs_whose_names_are_not_utf8(run, people, tmp_path, name):
     assert stored == os.fsencode(name).decode(errors="backslashreplace")
 
 
+@pytest.mark.parametrize("name", ["runs[v2]", "a*b? {x}", os.fsdecode(b"\xff")])
+def test_models_and_pictures_may_be_in_folders_of_any_name(
+    run, checkpoints, people, tmp_path, name
+):
+    (tmp_path / name).mkdir()
+    model = shutil.copy(checkpoints["sdm"], tmp_path / name)
+    lines = [{"prompt": PROMPT, "references": [str(people[0])], "output": "a"}]
+    file = write_lines(tmp_path / name / "prompts.jsonl", *lines)
+    status, _, shown = run(
+        "--prompt-file", file, "--output", tmp_path / name / "out", f"--sdm={model}"
+    )
+    assert status == 0, shown
+    stored = read_settings(tmp_path / name / "out" / "a.png")["sdm"]
+    assert stored == os.fsencode(model).decode(errors="backslashreplace")
+
+
 def test_words_that_are_lost_are_warned_of_once_with_the_line(run, people, tmp_path):
     lines = [
         {"prompt": PROMPT + " very" * 80 + f" {word}", "references": [str(people[0])]}

@@ -18,7 +18,6 @@ from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run import array_checksums, orbax_arrays
 from fd_jax.checkpoints.run.model_json import CHECKPOINTS, FROZEN, is_run, read_model
-from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.checkpoints.run.step_folders import (
     EMA,
     META,
@@ -34,6 +33,7 @@ from fd_jax.checkpoints.run.step_folders import (
 from fd_jax.errors import CheckpointError
 from fd_jax.files import read_json, write_json
 from fd_jax.params import Flat, flat, nested
+from fd_jax.plain_paths import plain_path
 from fd_jax.types import Params
 
 DAMAGED = "damaged"  # folder of a run for checkpoints that cannot be read

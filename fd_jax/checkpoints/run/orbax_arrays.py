@@ -14,8 +14,8 @@ from jaxtyping import Array, PyTree
 from fd_jax.checkpoints.errors import abbreviate, damage
 from fd_jax.checkpoints.run import array_checksums
 from fd_jax.checkpoints.run.orbax_layout import array_paths, array_spec
-from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
+from fd_jax.plain_paths import plain_path
 
 # Level above the names: without one Orbax refuses a folder without arrays.
 _LEVEL = "arrays"

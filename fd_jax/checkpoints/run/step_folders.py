@@ -12,8 +12,8 @@ import orbax.checkpoint as ocp
 from fd_jax.checkpoints.errors import DamagedError, damage, file_errors
 from fd_jax.checkpoints.run.orbax_arrays import gather, handler
 from fd_jax.checkpoints.run.orbax_layout import items_of
-from fd_jax.checkpoints.run.plain_paths import plain_path
 from fd_jax.errors import CheckpointError
+from fd_jax.plain_paths import plain_path
 
 # Items in the folder of a step.
 TRAIN, EMA, META = "train", "ema", "meta"

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from fd_jax import files
 from fd_jax.data.captions import SUBJECT_MARKER
 from fd_jax.data.ffhq.folder import (
     ID_FILES,
@@ -64,6 +65,8 @@ def check_folder(root: Path, page: Path | None = None) -> bool:
         OutputError: The page cannot be written.
     """
     lists = all_ids(root)
+    if page is not None:
+        files.check_folder(files.local_path(page).parent)
     broken: collections.Counter[str] = collections.Counter()
     kinds: collections.Counter[str] = collections.Counter()
     for split, ids in lists.items():

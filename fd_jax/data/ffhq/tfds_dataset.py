@@ -25,6 +25,7 @@ from fd_jax.data.ffhq.tfds_metadata import (
     stored_splits,
 )
 from fd_jax.files import local_path
+from fd_jax.plain_paths import utf8_path
 
 _COLUMNS = ("id", "bbox", "start", "end", "coco_label")  # of a segment
 
@@ -118,10 +119,10 @@ def build(root: Path, target: Path) -> None:
         paths = [str(path) for item in absent.values() for path in item]
         raise DataError(f"{len(paths)} files are missing, the first is {paths[0]}")
     tfds.disable_progress_bar()  # three bars without a total
-    builder = FfhqFastcomposer(root=root, data_dir=target, file_format="array_record")
+    builder = FfhqFastcomposer(root=root, data_dir=utf8_path(target), file_format="array_record")
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)  # prints that it downloads
-    print(f"wrote {len(distinct(lists))} items to {builder.data_path}")
+    print(f"wrote {len(distinct(lists))} items to {target / NAME / VERSION}")
 
 
 def find(root: Path) -> Path | None:
@@ -192,7 +193,7 @@ class Dataset:
 
 
 def _open(folder: Path) -> tfds.core.DatasetBuilder:
-    return tfds.builder_from_directory(folder)
+    return tfds.builder_from_directory(utf8_path(folder))
 
 
 def _record(item: dict[str, Any]) -> Record:

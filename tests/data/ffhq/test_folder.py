@@ -1,5 +1,6 @@
 import io
 import os
+import pathlib
 import pickle
 import re
 import subprocess
@@ -14,6 +15,7 @@ from fd_jax.data.ffhq import check, tfds_dataset
 from fd_jax.data.ffhq.folder import read_ids
 from fd_jax.data.ffhq.record import DataError, decode_image, decode_map, read_info
 from fd_jax.data.ffhq.source import open_source
+from fd_jax.errors import InputError
 from tests.helpers.ffhq_items import encoded, item, write_folder
 
 
@@ -130,6 +132,18 @@ def test_existing_datasets_stay(folder, dataset):
     with pytest.raises(DataError, match="is a dataset already, expected another folder"):
         tfds_dataset.build(folder, dataset)
     assert sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a[0:1] [v2]", "{DATASET} %s", "a*b?@3", "x.incomplete", os.fsdecode(b"\xff\xe9")]
+)
+def test_folders_may_have_any_name(tmp_path, name):
+    root = write_folder(tmp_path / name / "photos", [item(2, seed=i) for i in range(2)])
+    tfds_dataset.build(root, tmp_path / name / "built")
+    for split in ("train", "all"):
+        source = open_source([tmp_path / name / "built"], split)
+        assert [source[i].id for i in range(2)] == ["00000000", "00000001"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_broken_items_are_not_built(tmp_path):
@@ -347,6 +361,15 @@ def test_the_check_looks_for_missing_files_and_duplicates(tmp_path, capsys):
     assert f"00000001: missing file: {root}/00000/00000001.json" in out
     assert out.count("00000009: missing file") == 3
     assert out.endswith("4 items, 3 broken: 4 x missing file, 1 x duplicate id\n")
+
+
+@pytest.mark.parametrize("page", ["gs://bucket/page.png", "file/page.png", "file/x/page.png"])
+def test_a_page_that_cannot_be_written_is_refused_first(folder, tmp_path, monkeypatch, page):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("file").touch()
+    monkeypatch.setattr(check, "examine", None)
+    with pytest.raises(InputError, match=r"gs://bucket/page.png is a URL|cannot write to .*file"):
+        check.check_folder(folder, pathlib.Path(page))
 
 
 def test_the_check_of_a_sound_folder_draws_a_page(folder, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Paths that Orbax and TensorStore understand, for folders whose names they do not."""
+"""Paths that libraries understand, for folders whose names they do not."""
 
 import contextlib
 import hashlib
@@ -12,6 +12,7 @@ from fd_jax.errors import CheckpointError
 # Orbax globs below a folder without escaping its name, TensorStore takes a backslash for a slash
 # and only UTF-8, and both read URLs out of paths with colons.
 _UNUSUAL = re.compile(r"[\[\]*?\\:\ud800-\udfff]")
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
 _BUCKETS = ("gs", "s3", "az", "hf")  # /gs/name is a bucket to Orbax
 
 
@@ -25,13 +26,24 @@ def plain_path(path: Path) -> Path:
         CheckpointError: The link cannot be made.
     """
     path = Path(os.path.abspath(path))
-    unusual = [i for i, name in enumerate(path.parts) if _UNUSUAL.search(name)]
-    if path.parts[1:2] and path.parts[1] in _BUCKETS:
-        unusual.append(1)
-    if not unusual:
-        return path
-    end = max(unusual) + 1
-    return _link(Path(*path.parts[:end])).joinpath(*path.parts[end:])
+    is_bucket = path.parts[1:2] != () and path.parts[1] in _BUCKETS
+    return _linked(path, _UNUSUAL, 1 if is_bucket else 0)
+
+
+def utf8_path(path: Path) -> Path:
+    """Returns a path to the same folder that is UTF-8, as ArrayRecord expects.
+
+    Raises:
+        CheckpointError: The link that it leads through cannot be made.
+    """
+    return _linked(Path(os.path.abspath(path)), _NO_UTF8)
+
+
+def _linked(path: Path, unusual: re.Pattern[str], last: int = 0) -> Path:
+    """Replaces the folders up to the last unusual one, or at least to number `last`, by a link."""
+    found = [last, *(i for i, name in enumerate(path.parts) if unusual.search(name))]
+    end = max(found) + 1
+    return path if end == 1 else _link(Path(*path.parts[:end])).joinpath(*path.parts[end:])
 
 
 def _link(target: Path) -> Path:
