@@ -25,6 +25,8 @@ _JSON_TYPES = {
     float: "a decimal number",
     type(None): "null",
 }
+# First bytes of images, archives and PDF, of which every line would fail.
+_BINARY = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
 _MAX_NAME = 255  # bytes, on nearly all file systems
 
 
@@ -105,8 +107,12 @@ def read_prompt_file(
 
 
 def _check_encoding(path: Path, content: bytes) -> None:
-    """Raises PromptFileError if a file is UTF-16 or UTF-32, as some editors save it."""
+    """Raises PromptFileError if a file is UTF-16 or UTF-32, as some editors save it, or no text."""
     start = content[:1000]
+    if start.startswith(_BINARY):
+        raise PromptFileError(
+            f"prompt file {path} starts with {start[:8]!r}, expected text with a JSON object a line"
+        )
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
     # Half of the bytes of English text are zero then.
     if start.startswith(marks) or start.count(0) > 0.3 * len(start):

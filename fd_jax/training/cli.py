@@ -29,6 +29,7 @@ from fd_jax.config import Config, nearest
 from fd_jax.errors import InputError
 from fd_jax.training.config import TrainConfig
 from fd_jax.training.loop import NonFiniteError
+from fd_jax.training.tasks import unused_settings
 from fd_jax.training.trainer import train
 
 _PACKAGE = Path(fd_jax.__file__).parent
@@ -56,6 +57,8 @@ def _train() -> int:
     line, config = parse(sys.argv[1:], __doc__ or "")
     distributed.join(config.processes)
     distributed.enable_compile_cache()
+    for message in unused_settings(config) if jax.process_index() == 0 else ():
+        print(f"warning: {message}", file=sys.stderr)
     try:
         signal = train(config, line.workdir)
     except jax.errors.JaxRuntimeError as error:

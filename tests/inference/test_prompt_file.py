@@ -163,6 +163,16 @@ def test_a_seed_of_null_is_none(read):
     assert line.seed is None
 
 
+@pytest.mark.parametrize(
+    "start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"\x1f\x8b\n"]
+)
+def test_images_and_archives_are_refused_as_a_whole(tmp_path, start):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(start + b"\n\xff" * 100)
+    with pytest.raises(PromptFileError, match=r"prompts.jsonl starts with b'.*expected text"):
+        read_prompt_file(path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_other_encodings_are_named(tmp_path, encoding):
     path = tmp_path / "prompts.jsonl"

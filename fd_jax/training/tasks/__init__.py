@@ -2,6 +2,7 @@
 
 from fd_jax.config import nearest
 from fd_jax.errors import InputError
+from fd_jax.training.config import ObjectiveConfig, TrainConfig
 from fd_jax.training.tasks.base import Task
 from fd_jax.training.tasks.encoder import SubjectEncoder
 from fd_jax.training.tasks.sdm import Sdm
@@ -14,6 +15,16 @@ TASKS: dict[str, type[Task]] = {
     "vae": Autoencoder,
     "encoder": SubjectEncoder,
 }
+
+
+def unused_settings(config: TrainConfig) -> list[str]:
+    """Returns a message for each field of the objective that was given without an effect."""
+    default = ObjectiveConfig()
+    return [
+        f"objective.{name} has no effect on a {config.task}"
+        for name in find_task(config.task).unused_objective
+        if getattr(config.objective, name) != getattr(default, name)
+    ]
 
 
 def find_task(name: str) -> type[Task]:

@@ -104,6 +104,15 @@ def _from_cache(stored: Array | None) -> Array | None:
     return jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
 
 
+# Fields of the objective, by what has to train for them to have an effect.
+SUBJECT_OBJECTIVE = (
+    *("mask_probability", "absent"),
+    *("localization_weight", "localization_levels", "appearance_weight"),
+)
+NOISE_OBJECTIVE = ("min_snr_gamma", "timestep_scale", "prediction_type")
+IMAGE_OBJECTIVE = ("reconstruction_weight", "divergence_weight")
+
+
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """One thing that can be trained, such as the TDM.
@@ -126,6 +135,8 @@ class Task(abc.ABC):
     """Networks that the task holds, as named in checkpoints."""
     frozen_if_given: ClassVar[tuple[str, ...]] = ()
     """Parts that stay frozen where training is initialized from a checkpoint that has them."""
+    unused_objective: ClassVar[tuple[str, ...]] = ()
+    """Fields of the objective that have no effect."""
 
     @classmethod
     @abc.abstractmethod

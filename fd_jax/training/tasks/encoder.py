@@ -7,7 +7,15 @@ from fd_jax.conditioning.encode import embed_subjects
 from fd_jax.errors import InputError
 from fd_jax.losses import appearance
 from fd_jax.training.config import TrainConfig
-from fd_jax.training.tasks.base import Draws, Inputs, Metrics, Task
+from fd_jax.training.tasks.base import (
+    IMAGE_OBJECTIVE,
+    NOISE_OBJECTIVE,
+    SUBJECT_OBJECTIVE,
+    Draws,
+    Inputs,
+    Metrics,
+    Task,
+)
 from fd_jax.types import Params
 
 
@@ -15,6 +23,7 @@ class SubjectEncoder(Task):
     """Predicts subjects' coarse colours from photographs of them: the appearance loss."""
 
     parts = ("image_encoder",)
+    unused_objective = (*SUBJECT_OBJECTIVE, *NOISE_OBJECTIVE, *IMAGE_OBJECTIVE)
 
     @classmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:

@@ -10,6 +10,7 @@ from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.losses.denoising import latent_diffusion_loss
 from fd_jax.training.config import ObjectiveConfig, TrainConfig
 from fd_jax.training.tasks.base import (
+    SUBJECT_OBJECTIVE,
     Draws,
     Inputs,
     Metrics,
@@ -28,6 +29,7 @@ class Tdm(Task):
 
     parts = ("unet", "vae", "text_encoder")
     frozen_if_given = ("vae",)  # TDM and SDM sample together only if they share it
+    unused_objective = SUBJECT_OBJECTIVE
 
     @classmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:

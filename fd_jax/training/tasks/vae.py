@@ -16,6 +16,8 @@ from fd_jax.images.sheets import contact_sheet
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
 from fd_jax.training.tasks.base import (
+    NOISE_OBJECTIVE,
+    SUBJECT_OBJECTIVE,
     Draws,
     Inputs,
     Metrics,
@@ -38,6 +40,7 @@ class Autoencoder(Task):
     """
 
     parts = ("vae",)
+    unused_objective = (*SUBJECT_OBJECTIVE, *NOISE_OBJECTIVE)
 
     @classmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:

@@ -8,12 +8,14 @@ import pytest
 from fd_jax import params
 from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
+from fd_jax.training.config import ObjectiveConfig
+from fd_jax.training.tasks import unused_settings
 from fd_jax.training.tasks.base import Batch, to_inputs
 from fd_jax.training.tasks.encoder import check_embedding_size
 from fd_jax.training.tasks.sdm import check_levels
 from tests.helpers.modules import fast_jit
 from tests.helpers.networks import TINY
-from tests.helpers.training import make_task, random_batch, random_leaves, to_jax
+from tests.helpers.training import make_config, make_task, random_batch, random_leaves, to_jax
 
 KEY = jax.random.key(1)
 
@@ -205,3 +207,19 @@ def test_short_embeddings_are_refused():
     check_embedding_size(96)
     with pytest.raises(InputError, match="projection_dim of the image encoder is 95"):
         check_embedding_size(95)
+
+
+@pytest.mark.parametrize(
+    ("task", "objective", "unused"),
+    [
+        ("tdm", {"localization_weight": 0.1, "min_snr_gamma": 5.0}, ["localization_weight"]),
+        ("tdm", {"mask_probability": 0.1, "absent": "released"}, ["mask_probability", "absent"]),
+        ("sdm", {"localization_weight": 0.1, "appearance_weight": 1.0}, []),
+        ("vae", {"timestep_scale": 0.5, "divergence_weight": 0.1}, ["timestep_scale"]),
+        ("encoder", {"divergence_weight": 0.1}, ["divergence_weight"]),
+    ],
+)
+def test_settings_without_an_effect_are_named(task, objective, unused):
+    config = make_config(task=task, objective=ObjectiveConfig(**objective))
+    expected = [f"objective.{name} has no effect on a {task}" for name in unused]
+    assert unused_settings(config) == expected
