@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from fd_jax import FaceDiffuser, assets, sharding
+from fd_jax.checkpoints.file_checksums import check_files
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.demo.painters import SCENES
+from fd_jax.files import read_json
 from fd_jax.inference.inputs import make_inputs
 from fd_jax.inference.prompt_file import read_prompt_file
 
@@ -51,6 +53,13 @@ def pipe():
 def test_the_bundled_models_are_small():
     sizes = [path.stat().st_size for path in assets.DEMO.rglob("*") if path.is_file()]
     assert 30e6 < sum(sizes) <= 40e6
+
+
+def test_the_bundled_models_have_checksums():
+    files = {str(path.relative_to(assets.DEMO)) for path in assets.DEMO.rglob("*.*")}
+    sums = read_json(assets.DEMO / "checksums.json")
+    assert files - sums.keys() == {"README.md", "prompts.jsonl", "checksums.json"}
+    check_files(assets.DEMO, "*")
 
 
 @pytest.mark.slow
