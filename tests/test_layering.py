@@ -14,7 +14,7 @@ import pytest
 LAYERS = (
     {"assets", "errors", "types"},
     {"cli", "config", "files", "numerics", "ops", "params", "plain_paths"},
-    {"architecture", "distributed", "images", "schedule", "sharding"},
+    {"architecture", "compilation", "distributed", "images", "schedule", "sharding"},
     {"checkpoints", "data"},
     {"conditioning", "models"},
     {"losses", "networks", "sampling"},

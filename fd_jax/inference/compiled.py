@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, UInt32
 
 from fd_jax import sharding
+from fd_jax.compilation import compiler_options
 from fd_jax.conditioning.encode import encode
 from fd_jax.images.pixels import to_unit
 from fd_jax.inference.inputs import SamplingInputs
@@ -75,16 +76,17 @@ class CompiledSampler:
         # One layout for every state, whether it is the first or returned by `_sample`: with two
         # layouts the sampler would be compiled twice.
         state = SolverState(rows, rows, history)
-        self._encode = jax.jit(partial(_encode, networks))
-        self._embed = jax.jit(partial(_embed, networks))
-        self._start = jax.jit(_start, static_argnames=("height", "width"), out_shardings=state)
-        self._continue = jax.jit(init_state, out_shardings=state)
-        self._sample = jax.jit(
+        jit = partial(jax.jit, compiler_options=compiler_options(mesh, networks.dtype))
+        self._encode = jit(partial(_encode, networks))
+        self._embed = jit(partial(_embed, networks))
+        self._start = jit(_start, static_argnames=("height", "width"), out_shardings=state)
+        self._continue = jit(init_state, out_shardings=state)
+        self._sample = jit(
             partial(_sample, networks, mesh, schedule or ScheduleConfig()),
             static_argnames=("smoothing", "trace"),
             out_shardings=(state, None),
         )
-        self._decode = jax.jit(partial(_decode, networks, mesh))
+        self._decode = jit(partial(_decode, networks, mesh))
 
     def generate(
         self,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int32, UInt8
 from tqdm import tqdm
 
 from fd_jax import params, sharding
+from fd_jax.compilation import compiler_options
 from fd_jax.config import differences
 from fd_jax.data import transforms
 from fd_jax.data.captions import Tokenizer, tokenize
@@ -169,8 +170,9 @@ class _Encoder:
             encoder = networks.text_encoder.bind(params["text_encoder"])
             return encoder(tokens).astype(networks.dtype)
 
-        self._posterior = jax.jit(posterior)
-        self._text = jax.jit(text)
+        options = compiler_options(mesh, networks.dtype)
+        self._posterior = jax.jit(posterior, compiler_options=options)
+        self._text = jax.jit(text, compiler_options=options)
 
     def posterior(self, images: UInt8[np.ndarray, "b h w 3"]) -> np.ndarray:
         return self._call(self._posterior, images)

@@ -14,6 +14,7 @@ from fd_jax.checkpoints.run import manager
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.checkpoints.run.model_json import RunModel, write_model
 from fd_jax.checkpoints.weights import find_tokenizer
+from fd_jax.compilation import compiler_options
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.config import DataConfig
 from fd_jax.data.examples import Example
@@ -219,14 +220,19 @@ def jit_train_step(
         accumulation=config.compute.accumulation,
     )
     out_shardings = (sharding.shardings(state, mesh), sharding.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    options = compiler_options(mesh, learner.task.networks.dtype)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def make_evaluate(
     task: Task, batches: Sequence[Example], mesh: Mesh, seed: int
 ) -> Callable[[Flat, Flat], dict[str, float]]:
     """Builds a function of trained and frozen parameters: mean losses of held-out batches."""
-    eval_step = jax.jit(make_eval_step(task, mesh), out_shardings=sharding.replicated(mesh))
+    eval_step = jax.jit(
+        make_eval_step(task, mesh),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler_options(mesh, task.networks.dtype),
+    )
     key = jax.random.fold_in(seed_key(seed), _EVALUATION)
 
     def evaluate(trained: Flat, frozen: Flat) -> dict[str, float]:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from fd_jax import sharding
+from fd_jax.compilation import compiler_options
 from fd_jax.data.captions import SUBJECT_MARKER, Tokenizer
 from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import InputError
@@ -82,7 +83,11 @@ class PromptPreview:
         seeds = jnp.arange(len(preview.prompts), dtype=jnp.uint32)
         keys = jax.vmap(seed_key)(seeds)
         self._noise = np.asarray(initial_noise(keys, side, side))
-        self._sample = jax.jit(self._sample_images, out_shardings=sharding.replicated(mesh))
+        self._sample = jax.jit(
+            self._sample_images,
+            out_shardings=sharding.replicated(mesh),
+            compiler_options=compiler_options(mesh, task.networks.dtype),
+        )
 
     def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a contact sheet of the images. All processes call it."""

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, UInt8
 
 from fd_jax import sharding
 from fd_jax.architecture import Architecture
+from fd_jax.compilation import compiler_options
 from fd_jax.data.captions import Tokenizer
 from fd_jax.data.photographs import load_photograph
 from fd_jax.data.transforms import fit_image
@@ -87,7 +88,9 @@ class ReconstructionPreview:
         self._labels = [path.name for path in paths]
         self._photographs = np.stack([fit_image(load_photograph(path), side) for path in paths])
         self._reconstruct = jax.jit(
-            self._reconstruct_images, out_shardings=sharding.replicated(mesh)
+            self._reconstruct_images,
+            out_shardings=sharding.replicated(mesh),
+            compiler_options=compiler_options(mesh, task.networks.dtype),
         )
 
     def __call__(self, trained: Flat, frozen: Flat) -> UInt8[np.ndarray, "height width 3"]:
