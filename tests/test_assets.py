@@ -35,7 +35,7 @@ def test_the_bundled_prompts_are_of_the_bundled_people_in_painted_scenes():
     nouns = {"P003": "a woman", "P005": "a man", "P006": "a woman", "P007": "a man"}
     shown, scenes = [], set()
     for request in requests:
-        people = [path.stem for path in request.references]
+        people = [path.stem for [path] in request.references]
         words = " and ".join(f"{nouns[name]} <|image|>" for name in people)
         [scene] = [scene for scene in SCENES if request.prompt == f"{words} {scene.phrases[0]}"]
         assert request.output.endswith(f"_{scene.name.replace(' ', '_')}.png")

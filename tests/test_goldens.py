@@ -141,6 +141,7 @@ def trajectory(request, goldens, golden_pipe):
         "height": golden["init_latents"].shape[2] * golden_pipe.architecture.vae.downscale,
         "width": golden["init_latents"].shape[3] * golden_pipe.architecture.vae.downscale,
         "subject_resolution": golden["object_pixel_values"].shape[-1],
+        "crop_references": False,
     }
     samples = golden_pipe(**arguments, trace=True)
     return golden, arguments, samples.latents, samples.trace

@@ -90,6 +90,25 @@ def photographs_in(path: str | os.PathLike) -> list[Path]:
     return files
 
 
+def split_names(text: str) -> list[Path]:
+    """Returns the paths in a list with commas. A name that holds commas counts if it exists.
+
+    Raises:
+        PhotographError: There is nothing between two commas.
+    """
+    pieces, paths = text.split(","), []
+    while pieces:
+        ends = range(len(pieces), 1, -1)
+        names = (",".join(pieces[:end]) for end in ends)
+        end = next((e for e, name in zip(ends, names, strict=True) if os.path.exists(name)), 1)
+        name = ",".join(pieces[:end])
+        if not name:
+            raise PhotographError(f"{text!r} has an empty name, expected paths with commas between")
+        paths.append(Path(name))
+        pieces = pieces[end:]
+    return paths
+
+
 def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes a photograph to upright RGB, in a new array.
 

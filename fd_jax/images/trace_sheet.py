@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fd_jax.errors import InputError
-from fd_jax.images.sheets import INK, load_font, scaled, text_block, wrap
+from fd_jax.images.sheets import INK, Pixels, load_font, scaled, text_block, wrap
 
 # Dark to light in perceptually even steps, so that equal differences of saliency look equal.
 _HEAT = (
@@ -24,6 +24,7 @@ _HATCHING = (228, 228, 228), (206, 206, 206)
 _SHEET_WIDTH = 2400  # width of all panels, if there are many
 _PANEL_SIDES = 96, 256
 _MARGIN, _PADDING, _GAP = 28, 14, 6
+_REFERENCES = "Photographs"
 
 Maps = Float[np.ndarray, "n lh lw"]  # latent pixels
 
@@ -36,6 +37,7 @@ def trace_sheet(
     *,
     steps: Sequence[str],
     title: str,
+    references: Sequence[Pixels] = (),
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a grid with a column per step: the predicted image, saliency maps and the mask.
 
@@ -47,6 +49,7 @@ def trace_sheet(
         mask: Share of the SDM in the noise, 0..1.
         steps: Heading of each column, such as `16 fusion`.
         title: Heading of the sheet.
+        references: Photographs of the subjects as the image encoder gets them.
 
     Raises:
         InputError: There is no step, or not one heading for each.
@@ -69,18 +72,29 @@ def trace_sheet(
 
     font = load_font(15)
     large = load_font(22)
-    left = _MARGIN + max(round(font.getlength(label)) for label in rows) + _PADDING
+    labels = [*rows, _REFERENCES] if references else [*rows]
+    left = _MARGIN + max(round(font.getlength(label)) for label in labels) + _PADDING
     grid_width = len(steps) * (size[0] + _GAP) - _GAP
     legend = _legend(font)
-    width = left + max(grid_width, legend.width) + _MARGIN
+    shown = [scaled(image, side) for image in references]
+    strip = sum(photograph.width + _GAP for photograph in shown)
+    width = left + max(grid_width, legend.width, strip) + _MARGIN
     heading = text_block(wrap(title, large, width - 2 * _MARGIN, 3), large)
     columns = [text_block(wrap(step, font, size[0], 2), font, centred=True) for step in steps]
-    top = _MARGIN + heading.height + _PADDING + max(block.height for block in columns) + _GAP
+    begin = _MARGIN + heading.height + _PADDING
+    top = begin + max(block.height for block in columns) + _GAP
+    if shown:
+        top += max(photograph.height for photograph in shown) + 2 * _PADDING
     bottom = top + len(rows) * (size[1] + _GAP) - _GAP + _PADDING
 
     sheet = Image.new("RGB", (width, bottom + legend.height + _MARGIN), "white")
     sheet.paste(heading, (_MARGIN, _MARGIN))
     sheet.paste(legend, (left, bottom))
+    for i, photograph in enumerate(shown):
+        sheet.paste(photograph, (left + sum(p.width + _GAP for p in shown[:i]), begin))
+    if shown:
+        at = left - _PADDING, begin + shown[0].height // 2
+        ImageDraw.Draw(sheet).text(at, _REFERENCES, fill=INK, font=font, anchor="rm")
     for i, block in enumerate(columns):
         x = left + i * (size[0] + _GAP) + (size[0] - block.width) // 2
         sheet.paste(block, (x, top - _GAP - block.height))

@@ -16,7 +16,7 @@ from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import OutputError
 from fd_jax.images.png import read_settings, setting_text, write_png
 from fd_jax.images.sheets import contact_sheet
-from fd_jax.inference.inputs import ImageKey, SamplingInputs
+from fd_jax.inference.inputs import ImageKey, SamplingInputs, join_inputs
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import PromptLine, read_prompt_file
 from fd_jax.inference.writer import Picture, PictureWriter, readable
@@ -58,12 +58,14 @@ def sample_prompt(
         if is_first:
             print(f"nothing to make: {len(pictures)} pictures exist in {_folder(writer)}")
         return 0
-    for path in pictures[0].references:  # before the models, whose reading takes longer
-        load_photograph(path)
+    for person in pictures[0].references:  # before the models, whose reading takes longer
+        for path in person:
+            load_photograph(path)
     pipe = load(make_mesh())
     begin = time.perf_counter()
+    inputs = writer.make_inputs(pipe, missing[0])
     batches = pipe.sample_batches(
-        writer.make_inputs(pipe, missing[0]),
+        inputs,
         [ImageKey(0, picture.seed, picture.number) for picture in missing],
         sampler=writer.images.sampler,
         size=pipe.latent_size(writer.images.height, writer.images.width),
@@ -74,7 +76,7 @@ def sample_prompt(
     )
     first = 0
     for samples in batches:
-        writer.write(pipe, samples, missing[first : first + len(samples)])
+        writer.write(pipe, samples, missing[first : first + len(samples)], [inputs] * len(samples))
         first += len(samples)
     if not is_first:
         return 1 if writer.num_failed else 0
@@ -146,7 +148,7 @@ def _sample_batch(
 ) -> None:
     """Samples and writes a batch of lines; if that fails, one line after another."""
     pictures = [picture for picture, _ in batch]
-    inputs = jax.tree.map(lambda *rows: np.concatenate(rows), *(inputs for _, inputs in batch))
+    inputs = join_inputs([inputs for _, inputs in batch])
     try:
         [samples] = pipe.sample_batches(
             inputs,
@@ -156,7 +158,7 @@ def _sample_batch(
             batch_size=batch_size,
             trace=writer.output.trace,
         )
-        writer.write(pipe, samples, pictures)
+        writer.write(pipe, samples, pictures, [row for _, row in batch])
     except Exception as error:
         if len(batch) == 1:
             writer.fail(pictures[0], error)
@@ -267,11 +269,12 @@ def _write_sheet(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes a contact sheet of pictures on disk, each below its photographs."""
-    photographs = {file: load_photograph(file) for p in pictures for file in p.references}
+    firsts = {person[0] for p in pictures for person in p.references}
+    photographs = {file: load_photograph(file) for file in firsts}
     image = contact_sheet(
         [load_photograph(writer.files(picture)[0]) for picture in pictures],
         labels[: len(pictures)],
-        references=[[photographs[file] for file in p.references] for p in pictures],
+        references=[[photographs[person[0]] for person in p.references] for p in pictures],
     )
     write_png(path, image, settings, overwrite=True)
 

@@ -30,6 +30,7 @@ the settings that made it.
 
 import dataclasses
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,11 +43,11 @@ from jax.sharding import Mesh
 from fd_jax import assets, distributed
 from fd_jax.cli import run
 from fd_jax.config import Config, Range
-from fd_jax.data.photographs import photographs_in
+from fd_jax.data.photographs import photographs_in, split_names
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
-from fd_jax.inference.inputs import MAX_SEED
+from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.sources import check_sources
 from fd_jax.inference.validation import unused_options
@@ -88,8 +89,9 @@ class Arguments(Config):
     references: Annotated[
         tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(aliases=["--reference"])
     ] = ()
-    """Photograph of one person, once per person in the order of the prompt; or a folder of such
-    photographs, taken in the order of their names."""
+    """Photograph of one person, once per person in the order of the prompt; or several of one
+    person with commas between; or a folder of photographs of one person each, in the order of their
+    names."""
     prompt_file: Path | None = None
     """File of prompts in place of --prompt, one JSON object a line: prompt, references, and
     optionally seed, output, negative_prompt."""
@@ -181,19 +183,36 @@ def sample(arguments: Arguments) -> int:
             warn(message)
     if arguments.file is not None:
         return sample_file(load, arguments.file, seed, writer)
-    references = [file for path in arguments.references for file in photographs_in(path)]
+    references = people_of(arguments.references)
     pictures = [
         Picture(
             output=f"{number:04d}.png",
             prompt=arguments.prompt or "",
             negative_prompt=arguments.negative_prompt,
-            references=tuple(references),
+            references=references,
             seed=seed,
             number=number,
         )
         for number in range(arguments.first_image, arguments.first_image + arguments.num_images)
     ]
     return sample_prompt(load, pictures, writer, any_seed=arguments.seed == "random")
+
+
+def people_of(paths: Sequence[Path]) -> tuple[tuple[Path, ...], ...]:
+    """Returns the photographs of each person that `--reference` names. Raises InputError."""
+    people: list[tuple[Path, ...]] = []
+    for path in paths:
+        names = split_names(str(path))
+        if len(names) == 1:
+            people += [(file,) for file in photographs_in(path)]
+            continue
+        if len(names) > MAX_PHOTOGRAPHS:
+            raise InputError(
+                f"--reference names {len(names)} photographs of a person, expected "
+                f"{MAX_PHOTOGRAPHS} at most"
+            )
+        people.append(tuple(names))
+    return tuple(people)
 
 
 def _seed(seed: int | str) -> int:

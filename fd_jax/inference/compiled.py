@@ -168,6 +168,7 @@ def _encode(networks: Networks, params: ModelParams, inputs: SamplingInputs) -> 
         pixels=traced.subject_pixels,
         index=traced.subject_token_index,
         has_subject=traced.has_subject,
+        weights=traced.weights,
     )
 
 

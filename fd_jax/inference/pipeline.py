@@ -22,7 +22,7 @@ from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
 from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
-from fd_jax.inference.inputs import ImageKey, SamplingInputs, make_inputs
+from fd_jax.inference.inputs import ImageKey, Person, SamplingInputs, make_inputs
 from fd_jax.inference.samples import Samples, join_samples, sampling_trace
 from fd_jax.inference.sources import load_models, open_sources
 from fd_jax.networks import Networks, make_networks
@@ -130,7 +130,7 @@ class FaceDiffuser:
     def __call__(
         self,
         prompts: str | Iterable[str],
-        references: Photograph | Iterable[Photograph] | Iterable[Iterable[Photograph]] | None = (),
+        references: Photograph | Iterable[Any] | None = (),
         *,
         sampler: SamplerConfig = _DEFAULTS,
         negative_prompt: str | Iterable[str] = "",
@@ -139,6 +139,7 @@ class FaceDiffuser:
         height: SupportsIndex | None = None,
         width: SupportsIndex | None = None,
         subject_resolution: SupportsIndex | None = None,
+        crop_references: bool | None = None,
         latents: Float[Array | np.ndarray, "..."] | None = None,
         batch_size: SupportsIndex | None = None,
         progress: bool = False,
@@ -153,7 +154,8 @@ class FaceDiffuser:
         Args:
             prompts: A prompt such as `a man <|image|> reading`, or several.
             references: Photographs of the prompt, in the order of its markers: paths, bytes, PIL
-                images or arrays. For several prompts a list of such lists.
+                images or arrays. A list in the place of a photograph holds several of the same
+                person, whose embeddings are averaged. For several prompts a list of such lists.
             sampler: Solver, stages and guidance.
             negative_prompt: Prompt to guide the TDM away from; one for all prompts, or one each.
             num_images: Number of images of each prompt.
@@ -164,6 +166,9 @@ class FaceDiffuser:
             width: Width of the images in pixels, likewise.
             subject_resolution: Side to which photographs are resized first; by default that of
                 the image encoder, which resizes other sides again.
+            crop_references: Whether photographs are cut to head and shoulders and freed of their
+                background. By default those that are not head and shoulders already, if OpenCV is
+                installed. A photograph without a face stays as it is, with a warning.
             latents: Initial noise in place of the seed's, [b, h, w, 4], one row per image.
             batch_size: Number of images sampled at a time, by default all.
             progress: Whether to show a progress bar; of several processes the first does.
@@ -194,6 +199,7 @@ class FaceDiffuser:
             negative_prompts,
             subject_resolution=subject_resolution,
             mode=sampler.mode,
+            crop_references=validation.optional_bool("crop_references", crop_references),
         )
         if latents is not None:
             latents = validation.check_latents(latents, (total, *size, 4))
@@ -217,12 +223,13 @@ class FaceDiffuser:
     def make_inputs(
         self,
         prompts: Sequence[str],
-        references: Sequence[Sequence[Photograph]],
+        references: Sequence[Sequence[Person]],
         negative_prompts: Sequence[str],
         *,
         subject_resolution: SupportsIndex | None = None,
         mode: Mode = "snf",
         warn: Callable[[str], object] = warnings.warn,
+        crop_references: bool | None = None,
     ) -> SamplingInputs:
         """Returns the inputs of prompts, a row each, for `sample_batches`. Raises InputError."""
         return make_inputs(
@@ -234,6 +241,7 @@ class FaceDiffuser:
             max_length=self.architecture.text_encoder.max_length,
             needs_subjects=mode != "tdm",
             warn=warn,
+            crop_references=crop_references,
         )
 
     def sample_batches(

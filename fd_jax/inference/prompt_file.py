@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fd_jax.data.captions import MAX_SUBJECTS, SUBJECT_MARKER
 from fd_jax.errors import InputError
 from fd_jax.files import local_path
-from fd_jax.inference.inputs import MAX_SEED
+from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 
 _KEYS = ("prompt", "references", "seed", "output", "negative_prompt")
 _JSON_TYPES = {
@@ -39,7 +39,7 @@ class PromptLine(NamedTuple):
 
     line: int  # number of the line, from 1
     prompt: str
-    references: tuple[Path, ...]  # one photograph per marker, in the order of the prompt
+    references: tuple[tuple[Path, ...], ...]  # the photographs of each marker's person
     seed: int | None  # None if the line gives none
     output: str  # file name, unique in the file in any letters' case
     negative_prompt: str
@@ -68,8 +68,8 @@ def read_prompt_file(
 
     with the optional keys `seed`, `output` (a name; `.png` is added if need be; `000001.png` for
     line 1 if absent) and `negative_prompt`. Without `references` the prompt has no subject. Their
-    paths start at the folder of the prompt file. Blank lines and those that start with # are
-    skipped.
+    paths start at the folder of the prompt file; a list in the place of a path holds several
+    photographs of one person. Blank lines and those that start with # are skipped.
 
     Args:
         path: The prompt file.
@@ -164,8 +164,15 @@ def _parse_line(
         raise PromptFileError(f"negative_prompt has a marker {SUBJECT_MARKER}, expected none")
 
     names = content.get("references", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list):
         raise PromptFileError(f"references is {_json_type(names)}, expected a list of strings")
+    people = [name if isinstance(name, list) else [name] for name in names]
+    for person in people:
+        if not person or not all(isinstance(name, str) for name in person):
+            found = _json_type(person) if person else "an empty list"
+            raise PromptFileError(
+                f"references has {found}, expected a string for each person, or a list of strings"
+            )
     markers = prompt.count(SUBJECT_MARKER)
     if markers != len(names):
         raise PromptFileError(
@@ -174,11 +181,18 @@ def _parse_line(
         )
     if markers > MAX_SUBJECTS:
         raise PromptFileError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
-    references = tuple(folder / name for name in names)
-    for name, reference in zip(names, references, strict=True):
-        local_path(name)
-        if not is_file(reference):
-            raise PromptFileError(f"reference {str(reference)!r} does not exist or is no file")
+    references = tuple(tuple(folder / name for name in person) for person in people)
+    for person in people:
+        if len(person) > MAX_PHOTOGRAPHS:
+            raise PromptFileError(
+                f"{len(person)} photographs of a person, expected {MAX_PHOTOGRAPHS} at most"
+            )
+        for name in person:
+            local_path(name)
+            if not is_file(folder / name):
+                raise PromptFileError(
+                    f"reference {str(folder / name)!r} does not exist or is no file"
+                )
 
     seed = content.get("seed")
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):

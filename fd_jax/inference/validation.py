@@ -16,16 +16,16 @@ from fd_jax.schedule import ScheduleConfig
 
 
 def prompts_and_references(prompts: Any, references: Any) -> tuple[list[str], list[list[Any]]]:
-    """Returns one prompt or several, with the photographs of each, as lists.
+    """Returns one prompt or several, with the people of each, as lists.
+
+    A person is a photograph, or a list of several.
 
     Raises:
         InputError: A prompt is no string, or there is not a list of photographs for each prompt.
     """
     if isinstance(prompts, str):
         is_one = references is not None and is_photograph(references)
-        return [prompts], [
-            [references] if is_one else as_list("references", references, "photographs")
-        ]
+        return [prompts], [[references] if is_one else _people("references", references)]
     prompts = as_list("prompts", prompts, "strings")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
@@ -51,7 +51,30 @@ def prompts_and_references(prompts: Any, references: Any) -> tuple[list[str], li
                 f"references of a prompt are {described(photographs)}, expected a list of "
                 "photographs for each prompt"
             )
-    return prompts, [as_list("references of a prompt", row, "photographs") for row in references]
+    return prompts, [_people("references of a prompt", row) for row in references]
+
+
+def _people(name: str, values: Any) -> list[Any]:
+    """Returns people, those of several photographs as lists of them."""
+    people = []
+    for i, person in enumerate(as_list(name, values, "photographs")):
+        if not is_photograph(person):
+            person = as_list(f"{name}: entry {i}", person, "photographs of a person")
+            if not person or not all(map(is_photograph, person)):
+                found = "an empty list" if not person else "a list of other things"
+                raise InputError(
+                    f"{name}: entry {i} is {found}, expected a photograph, or a list of "
+                    "photographs of one person"
+                )
+        people.append(person)
+    return people
+
+
+def optional_bool(name: str, value: Any) -> bool | None:
+    """Returns True, False or None. Raises InputError for anything else."""
+    if value is not None and not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {described(value)}, expected True, False or None")
+    return value if value is None else bool(value)
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:

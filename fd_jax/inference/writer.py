@@ -17,12 +17,11 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fd_jax.config import Config, Range
-from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import InputError
 from fd_jax.images.pixels import to_uint8
 from fd_jax.images.png import write_png
 from fd_jax.images.trace_sheet import trace_sheet
-from fd_jax.inference.inputs import SamplingInputs
+from fd_jax.inference.inputs import SamplingInputs, shown_references
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.samples import Samples, SamplingTrace
 from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig
@@ -43,6 +42,9 @@ class ImageConfig(Config):
     """Width of the pictures in pixels; by default that of the models' training."""
     subject_resolution: Annotated[int | None, tyro.conf.arg(aliases=["--object-resolution"])] = None
     """Side to which photographs are resized first; by default that of the image encoder."""
+    crop_references: bool | None = None
+    """Cut photographs to head and shoulders and remove their background. By default those that are
+    not head and shoulders already, if OpenCV is installed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Picture(NamedTuple):
     output: str  # file name
     prompt: str
     negative_prompt: str
-    references: tuple[Path, ...]
+    references: tuple[tuple[Path, ...], ...]  # the photographs of each person
     seed: int
     number: int  # number of the picture among those of its prompt and seed
     line: int | None = None  # line of the prompt file
@@ -83,7 +85,7 @@ class Picture(NamedTuple):
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "references": [readable(path.name) for path in self.references],
+            "references": [_names(person) for person in self.references],
             "seed": self.seed,
             "image_number": self.number,
         }
@@ -126,7 +128,7 @@ class PictureWriter:
 
     def known_settings(self, picture: Picture) -> dict[str, Any]:
         """Returns the settings of a picture's file that are known before models are read."""
-        sizes = ("height", "width", "subject_resolution")
+        sizes = ("height", "width", "subject_resolution", "crop_references")
         given = {name: getattr(self.images, name) for name in sizes}
         return {
             **picture.settings(),
@@ -147,6 +149,7 @@ class PictureWriter:
             "height": height * scale,
             "width": width * scale,
             "subject_resolution": pipe.subject_size(self.images.subject_resolution),
+            "crop_references": self.images.crop_references,
             "dtype": str(pipe.dtype),
             **self._models,
             "software": f"fd_jax, jax {jax.__version__} on {jax.default_backend()}",
@@ -156,24 +159,38 @@ class PictureWriter:
         """Returns the inputs of a picture, in a batch of one. Prints warnings, with the line."""
         return pipe.make_inputs(
             [picture.prompt],
-            [[load_photograph(path) for path in picture.references]],
+            [picture.references],
             [picture.negative_prompt],
             subject_resolution=self.images.subject_resolution,
             mode=self.images.sampler.mode,
+            crop_references=self.images.crop_references,
             warn=functools.partial(warn, line=picture.line),
         )
 
-    def write(self, pipe: FaceDiffuser, samples: Samples, pictures: Sequence[Picture]) -> None:
+    def write(
+        self,
+        pipe: FaceDiffuser,
+        samples: Samples,
+        pictures: Sequence[Picture],
+        inputs: Sequence[SamplingInputs],
+    ) -> None:
         """Writes the pictures of a batch. One that cannot be written is reported.
 
         All processes of the mesh call it, as decoding needs all of them; the first one writes.
+
+        Args:
+            pipe: Pipeline that made the samples.
+            samples: The images.
+            pictures: Their files.
+            inputs: Their inputs, in batches of one.
         """
         is_writer = not pipe.mesh.is_multi_process or jax.process_index() == 0
         for i, picture in enumerate(pictures):
             try:
                 drawn = [np.asarray(samples[i])]
                 if samples.trace is not None:
-                    drawn.append(draw_trace(pipe, samples.trace, i, picture.prompt))
+                    references = shown_references(inputs[i], 0)
+                    drawn.append(draw_trace(pipe, samples.trace, i, picture.prompt, references))
                 if is_writer:
                     self._write_files(pipe, picture, drawn)
             except Exception as error:
@@ -212,10 +229,20 @@ class PictureWriter:
         return f"made {self.num_made} pictures in {seconds:.1f} s: {folder}{failed}"
 
 
+def _names(person: Sequence[Path]) -> str | list[str]:
+    """Returns the file name of a photograph, or a list of several of one person."""
+    names = [readable(path.name) for path in person]
+    return names[0] if len(names) == 1 else names
+
+
 def draw_trace(
-    pipe: FaceDiffuser, trace: SamplingTrace, image: int, title: str
+    pipe: FaceDiffuser,
+    trace: SamplingTrace,
+    image: int,
+    title: str,
+    references: Sequence[np.ndarray] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a drawing of some evaluations of one image."""
+    """Returns a drawing of some evaluations of one image, with the photographs of its people."""
     length = len(trace.steps.stage)
     shown = np.unique(np.linspace(0, length - 1, _TRACE_COLUMNS).round().astype(int))
     stages = [STAGE_NAMES[stage] for stage in trace.steps.stage[shown]]
@@ -226,6 +253,7 @@ def draw_trace(
         trace.sdm_weight[shown, image],
         steps=[f"{i} {stage}" for i, stage in zip(shown, stages, strict=True)],
         title=title,
+        references=references,
     )
 
 

@@ -80,6 +80,18 @@ def test_images_do_not_mix(networks):
     np.testing.assert_allclose(contexts, run(networks, REQUESTS)[:, order], atol=1e-5)
 
 
+def test_photographs_of_a_subject_are_averaged(networks):
+    """By their weights; those without weight change nothing."""
+    pixels = np.concatenate([REQUESTS["pixels"], REQUESTS["pixels"][:, ::-1]], axis=1)
+    weights = np.array([[[0.25, 0.75], [1, 0]]] * 3, np.float32)
+    embed = fast_jit(lambda networks, *inputs: embed_subjects(networks[1], *inputs))
+
+    found, single = embed(networks, pixels, weights), embed(networks, pixels)
+
+    expected = 0.25 * single[:, 0] + 0.75 * single[:, 1], single[:, 2]
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-5)
+
+
 def test_photographs_keep_their_subject(networks):
     embeds = fast_jit(lambda networks, pixels: embed_subjects(networks[1], pixels))(
         networks, REQUESTS["pixels"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fd_jax import assets, read_settings
 from fd_jax.data import photographs
-from fd_jax.inference import cli, pipeline, writer
+from fd_jax.inference import cli, inputs, pipeline, writer
 
 PROMPT = "a man <|image|> in the snow"
 FAST = ["--num-steps", "4"]
@@ -63,7 +63,7 @@ def fail_in_reading(monkeypatch, error):
             raise error
         return photographs.load_photograph(path)
 
-    monkeypatch.setattr(writer, "load_photograph", load)
+    monkeypatch.setattr(inputs, "load_photograph", load)
 
 
 def fail_in_sampling(monkeypatch, error):
@@ -268,6 +268,29 @@ def test_metadata_hold_no_paths_of_photographs(run, people, tmp_path):
     assert len(names(tmp_path / "without")) == 5
     assert all(read_settings(path) == {} for path in (tmp_path / "without").iterdir())
     assert "nothing to make" in run(*arguments, tmp_path / "without", "--no-metadata")[1]
+
+
+def test_photographs_of_a_person_have_commas_between(run, people, tmp_path):
+    """A file whose name holds commas is one photograph."""
+    for name, person in (("a,b.jpg", people[0]), ("c.jpg", people[1]), ("d.jpg", people[2])):
+        shutil.copy(person, tmp_path / name)
+    several = f"{tmp_path}/a,b.jpg,{tmp_path}/c.jpg"
+    two = "a man <|image|> and a woman <|image|>"
+    arguments = "--prompt", two, "--reference", several, "--reference", tmp_path / "d.jpg"
+    run(*arguments, "--trace", "--output", tmp_path / "option")
+    line = {"prompt": two, "references": [["a,b.jpg", "c.jpg"], "d.jpg"], "output": "0000"}
+    prompts = write_lines(tmp_path / "prompts.jsonl", line, line | {"output": "again"})
+    run("--prompt-file", prompts, "--output", tmp_path / "file")
+
+    found, expected = (tmp_path / name / "0000.png" for name in ("option", "file"))
+    assert read_settings(found)["references"] == '[["a,b.jpg", "c.jpg"], "d.jpg"]'
+    assert np.abs(pixels(found).astype(int) - pixels(expected)).max() <= 1
+    assert "contact_sheet.png" in names(tmp_path / "file")
+
+    for text, message in ((f"{several},", "empty name"), (",".join(["a"] * 17), "17 photographs")):
+        status, _, shown = run("--prompt", PROMPT, "--reference", text)
+        assert status == 1
+        assert message in shown
 
 
 def test_a_folder_of_photographs_is_taken_in_the_order_of_names(run, people, tmp_path):

@@ -134,6 +134,20 @@ def test_references_from_path_image_or_array(pipe, people):
     assert np.abs(first - pixels(pipe, ONE, people[1:2], **FAST)).max() > 1e-4
 
 
+def test_several_photographs_of_a_person_are_averaged(pipe, people):
+    """In any order; the same one twice is as once, and others in the batch change nothing."""
+    a, b, c = people[:3]
+    once, twice = (pixels(pipe, TWO, who, **FAST) for who in ([a, b], [[a, a], [b]]))
+    np.testing.assert_allclose(twice, once, atol=1e-4)
+    both, swapped = (pixels(pipe, TWO, who, **FAST) for who in ([[a, c], b], [[c, a], b]))
+    np.testing.assert_allclose(swapped, both, atol=1e-4)
+    assert np.abs(both - once).max() > 1e-4
+
+    # Three take the place of four.
+    together = pixels(pipe, [TWO, TWO], [[[a, c], b], [[a, b, c], b]], **FAST)
+    np.testing.assert_allclose(together[:1], both, atol=1e-4)
+
+
 def test_order_of_references_matters(pipe, people):
     a, b = people[:2]
     assert (

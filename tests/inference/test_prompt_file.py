@@ -35,7 +35,7 @@ def test_every_key_is_read(read, tmp_path):
         "output": "couple.png",
         "negative_prompt": "blurry",
     }
-    references = (tmp_path / "b.jpg", tmp_path / "a.jpg")
+    references = ((tmp_path / "b.jpg",), (tmp_path / "a.jpg",))
     expected = PromptLine(1, one["prompt"], references, 3, "couple.png", "blurry")
     assert read(one) == ([expected], [])
     assert read(json.dumps(one, ensure_ascii=False).encode()) == ([expected], [])
@@ -52,7 +52,7 @@ def test_folders_are_those_of_the_prompt_file(tmp_path, monkeypatch):
     (tmp_path / "sub" / "prompts.jsonl").write_text(json.dumps(line))
     monkeypatch.chdir(tmp_path)
     [request], [] = read_prompt_file("sub/prompts.jsonl")
-    assert request.references[0].is_file()
+    assert request.references[0][0].is_file()
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -108,7 +108,11 @@ def test_lines_that_are_no_objects(read, line, message):
         ({"negative_prompt": 3}, "negative_prompt is a whole number, expected a string"),
         ({"negative_prompt": "a <|image|>"}, "negative_prompt has a marker"),
         ({"references": "a.jpg"}, "references is a string, expected a list of strings"),
-        ({"references": ["a.jpg", 1]}, "references is a list with a whole number in it, expected"),
+        ({"references": ["a.jpg", 1]}, "references has a list with a whole number in it, expected"),
+        ({"references": [["a.jpg", 1]]}, "expected a string for each person, or a list of str"),
+        ({"references": [[]]}, "references has an empty list, expected a string for each person"),
+        ({"references": [["a.jpg"] * 17]}, "17 photographs of a person, expected 16 at most"),
+        ({"references": [["a.jpg", "c.jpg"]]}, "c.jpg' does not exist or is no file"),
         ({"references": None}, "references is null"),
         ({"references": []}, "1 markers <|image|> in the prompt and 0 references"),
         ({"references": ["a.jpg", "b.jpg"]}, "1 markers <|image|> in the prompt and 2 references"),
@@ -147,6 +151,14 @@ def test_values_that_cannot_be_used(read, changes, message):
     good = {"prompt": "a man <|image|>", "references": ["a.jpg"]}
     assert read(good)[1] == []
     assert message in reason(read(good | changes))
+
+
+def test_a_person_may_have_several_photographs(read, tmp_path):
+    line = {"prompt": "a man <|image|> and a man <|image|>"}
+    [found] = read(line | {"references": [["a.jpg", "b.jpg"], "b.jpg"]})[0]
+
+    a, b = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    assert found.references == ((a, b), (b,))
 
 
 def test_a_prompt_is_needed(read):

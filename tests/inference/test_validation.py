@@ -76,6 +76,9 @@ def test_prompts_come_in_any_order_of_things(people):
         (PAIR, [io.BytesIO(), io.BytesIO()], "references of a prompt are a BytesIO"),
         (PAIR, [np.zeros((8, 8, 3))] * 2, "references of a prompt are a ndarray of shape"),
         (PAIR, [[]], "references for 2 prompts are 1, expected 2 lists"),
+        (ONE, [[]], "references: entry 0 is an empty list, expected a photograph"),
+        (ONE, ["a.jpg", [["b.jpg"]]], "references: entry 1 is a list of other things, expected"),
+        (PAIR, [["a.jpg"], [3]], "references of a prompt: entry 0 is a int, expected a list"),
     ],
 )
 def test_what_is_no_list_of_photographs_is_named(prompts, references, message):
