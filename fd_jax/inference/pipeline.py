@@ -163,12 +163,11 @@ class FaceDiffuser:
                 its number among the images of its prompt, the prompt and the photographs, not
                 from its batch or the devices.
             height: Height of the images in pixels; by default that of the models' training.
-            width: Width of the images in pixels, likewise.
-            subject_resolution: Side to which photographs are resized first; by default that of
-                the image encoder, which resizes other sides again.
+            width: Width, likewise.
+            subject_resolution: Side to which photographs are resized first, by default that of
+                the image encoder.
             crop_references: Whether photographs are cut to head and shoulders and freed of their
-                background. By default those that are not head and shoulders already, if OpenCV is
-                installed. A photograph without a face stays as it is, with a warning.
+                background; by default those that are not so already, if OpenCV is installed.
             latents: Initial noise in place of the seed's, [b, h, w, 4], one row per image.
             batch_size: Number of images sampled at a time, by default all.
             progress: Whether to show a progress bar; of several processes the first does.
@@ -182,8 +181,8 @@ class FaceDiffuser:
         Raises:
             InputError: An argument cannot be used; the message names it.
         """
-        own_names = FaceDiffuser.__call__.__annotations__
-        sampler = validation.merge_sampler(sampler, sampler_fields, own_names)
+        names = FaceDiffuser.__call__.__annotations__
+        sampler = validation.merge_sampler(sampler, sampler_fields, names)
         make_steps(sampler, self.schedule)
         size = self.latent_size(height, width)
         prompts, references = validation.prompts_and_references(prompts, references)
@@ -203,11 +202,8 @@ class FaceDiffuser:
         )
         if latents is not None:
             latents = validation.check_latents(latents, (total, *size, 4))
-        images = [
-            ImageKey(row, seed, number)
-            for row, seed in enumerate(validation.seeds(seed, len(prompts)))
-            for number in range(num_images)
-        ]
+        seeds = validation.seeds(seed, len(prompts))
+        images = [ImageKey(row, s, n) for row, s in enumerate(seeds) for n in range(num_images)]
         parts = self.sample_batches(
             inputs,
             images,
