@@ -81,15 +81,13 @@ class FaceDiffuser:
         """Reads checkpoints; without any, the small models of the package.
 
         Args:
-            sdm: Subject-augmented model: folder of a training run, whose EMA parameters are read,
-                or the released model's file or the folder with `pytorch_model.bin` or
-                `model.safetensors`. Gives text encoder, image encoder, subject fusion and the
-                UNet that makes persons.
+            sdm: Subject-augmented model: folder of a training run, whose EMA parameters are read;
+                or the released model's file, or its folder. Gives text encoder, image encoder,
+                subject fusion and the UNet that makes persons.
             tdm: Text-driven model, likewise. Gives the UNet that makes scenes.
-            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer,
-                noise schedule, and the configs of UNet and text encoder. Needed unless the SDM is
-                a run, which has all of these but the tokenizer. Without a folder `tokenizer` the
-                tokenizer is CLIP's own.
+            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer
+                (CLIP's own if it has none), noise schedule, and the configs of UNet and text
+                encoder. Needed unless the SDM is a run, which has all but the tokenizer.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
                 Gives its config. Needed unless the SDM is a run.
             dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
@@ -154,8 +152,8 @@ class FaceDiffuser:
         Args:
             prompts: A prompt such as `a man <|image|> reading`, or several.
             references: Photographs of the prompt, in the order of its markers: paths, bytes, PIL
-                images or arrays. A list in the place of a photograph holds several of the same
-                person, whose embeddings are averaged. For several prompts a list of such lists.
+                images or arrays; or lists of several of one person, whose embeddings are averaged.
+                For several prompts a list of such lists.
             sampler: Solver, stages and guidance.
             negative_prompt: Prompt to guide the TDM away from; one for all prompts, or one each.
             num_images: Number of images of each prompt.
@@ -164,8 +162,7 @@ class FaceDiffuser:
                 from its batch or the devices.
             height: Height of the images in pixels; by default that of the models' training.
             width: Width, likewise.
-            subject_resolution: Side to which photographs are resized first, by default that of
-                the image encoder.
+            subject_resolution: Side that photographs are resized to, by default the encoder's.
             crop_references: Whether photographs are cut to head and shoulders and freed of their
                 background; by default those that are not so already, if OpenCV is installed.
             latents: Initial noise in place of the seed's, [b, h, w, 4], one row per image.
@@ -316,7 +313,7 @@ class FaceDiffuser:
 
         Args:
             photographs: Paths, bytes, PIL images or arrays.
-            batch_size: Number of photographs encoded at a time.
+            batch_size: Photographs at a time.
 
         Raises:
             InputError: A photograph cannot be used.
