@@ -78,7 +78,8 @@ def write_plan(models: Path, out: Path) -> None:
     """Writes what both do alike: the noise of each picture, the steps, the guidance."""
     import jax
 
-    from fd_jax.checkpoints.weights import merge, open_weights
+    from fd_jax.checkpoints.merge import merge
+    from fd_jax.checkpoints.weights import open_weights
     from fd_jax.inference.prompt_file import read_prompt_file
     from fd_jax.sampling.generate import initial_noise
     from fd_jax.sampling.stages import SamplerConfig, make_steps

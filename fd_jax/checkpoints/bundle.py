@@ -31,7 +31,8 @@ from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.export import DtypeName, cast, load_float32, named_dtype, open_run
 from fd_jax.checkpoints.file_checksums import CHECKSUMS_FILE, write_checksums
 from fd_jax.checkpoints.flat_file import write_flat_file
-from fd_jax.checkpoints.weights import BUNDLED, merge
+from fd_jax.checkpoints.merge import merge
+from fd_jax.checkpoints.weights import BUNDLED
 from fd_jax.errors import CheckpointError
 from fd_jax.files import atomic_folder, check_replaceable, local_path
 from fd_jax.params import flat

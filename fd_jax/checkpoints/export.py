@@ -2,7 +2,9 @@
 
 OUT/pytorch_model.bin (or OUT/model.safetensors) is a flat file as the released training saves it,
 for the released code and for `--sdm OUT` of the sampler. OUT/diffusers is a Stable Diffusion for
-diffusers. OUT/clip is an SDM's image encoder for transformers. A run that trains a single network
+diffusers. OUT/clip is an SDM's image encoder for transformers. With --single-file,
+OUT/stable_diffusion.safetensors holds UNet, VAE and text encoder in LDM's names, for programs that
+take such files. A run that trains a single network
 is exported to OUT/vae, for diffusers, or to OUT/clip alone.
 """
 
@@ -22,6 +24,7 @@ from fd_jax.checkpoints.diffusers import write_folder, write_stable_diffusion
 from fd_jax.checkpoints.errors import file_errors
 from fd_jax.checkpoints.flat_file import flat_tensors, position_ids
 from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.single_file import write_single_file
 from fd_jax.checkpoints.torch.files import write_safetensors
 from fd_jax.checkpoints.torch.writer import write_torch
 from fd_jax.checkpoints.weights import Weights, open_weights
@@ -33,7 +36,8 @@ from fd_jax.types import Params
 Format = Literal["bin", "safetensors"]
 DtypeName = Literal["float32", "float16", "bfloat16"]
 _FLAT = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
-_WRITTEN = {*_FLAT.values(), "diffusers", "clip", "vae"}
+_SINGLE = "stable_diffusion.safetensors"
+_WRITTEN = {*_FLAT.values(), _SINGLE, "diffusers", "clip", "vae"}
 
 
 def export(
@@ -44,6 +48,7 @@ def export(
     step: int | None = None,
     dtype: str = "float32",
     flat_format: str = "bin",
+    single_file: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Exports the model of a run, all files or none.
@@ -55,6 +60,7 @@ def export(
         step: Step of the checkpoint; by default the newest.
         dtype: Dtype of all parameters: float32, float16 or bfloat16.
         flat_format: Format of the flat file: `bin` for PyTorch, or `safetensors`.
+        single_file: Whether to write a single file in LDM's names too.
         overwrite: Whether to replace an earlier export.
 
     Raises:
@@ -73,6 +79,8 @@ def export(
             _write_flat_file(new / _FLAT[flat_format], model, params, flat_format)
             schedule: Any = model.schedule  # every run has one
             write_stable_diffusion(new / "diffusers", params, model.architecture, schedule)
+            if single_file:
+                write_single_file(new / _SINGLE, params)
         elif "vae" in params:
             write_folder("vae", new / "vae", params["vae"], model.architecture["vae"])
         if "image_encoder" in params:
@@ -137,6 +145,7 @@ def _command(
     step: int | None = None,
     dtype: DtypeName = "float32",
     format: Format = "bin",
+    single_file: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Exports a run.
@@ -148,12 +157,13 @@ def _command(
         step: Step of the checkpoint (default: the newest).
         dtype: Dtype of all parameters.
         format: Format of the flat file.
+        single_file: Write stable_diffusion.safetensors in LDM's names too.
         overwrite: Replace an earlier export.
     """
     # Nothing is computed, and an accelerator may be busy with the training itself.
     jax.config.update("jax_platforms", "cpu")
     options = {"ema": not raw, "step": step, "dtype": dtype, "overwrite": overwrite}
-    export(run, out, flat_format=format, **options)
+    export(run, out, flat_format=format, single_file=single_file, **options)
     print(f"wrote {out}")
 
 

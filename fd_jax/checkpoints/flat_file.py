@@ -27,6 +27,7 @@ PARTS = {
     "image_encoder": Part(names.IMAGE_ENCODER, "image_encoder."),
     "subject_fusion": Part(names.SUBJECT_FUSION, "postfuse_module."),
 }
+_IN_UNET = "down_blocks.0.resnets.0.conv1.weight"
 _STEM = "model"  # of the file's name, see `find_weights`
 
 
@@ -63,7 +64,14 @@ def open_flat_file(path: str | os.PathLike) -> FlatFile:
     """
     path = Path(path)
     path = find_weights(path, _STEM) if path.is_dir() else path
-    return FlatFile(path, open_tensors(path))
+    return from_tensors(path, open_tensors(path))
+
+
+def from_tensors(path: Path, tensors: dict[str, LazyTensor]) -> FlatFile:
+    """Returns the tensors of a file, which may be those of a UNet alone, as diffusers saves it."""
+    if _IN_UNET in tensors:
+        tensors = {PARTS["unet"].prefix + name: tensor for name, tensor in tensors.items()}
+    return FlatFile(path, tensors)
 
 
 def load_parts(

@@ -1,26 +1,25 @@
 """Opens weights on disk in any supported layout.
 
 `open_weights` recognizes the folder of a training run, the released flat file or its folder, a
-folder of diffusers or of one of its models, a CLIP as transformers stores it, and a bundle. Each
-becomes a `Weights`: the networks it holds, their configs, and a function that loads them.
+folder of diffusers or of one of its models, a CLIP as transformers stores it, a single file in
+LDM's names, and a bundle. Each becomes a `Weights`: the networks it holds, their configs, and a
+function that loads them.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fd_jax import assets
-from fd_jax.architecture import Architecture, CLIPVisionConfig
-from fd_jax.checkpoints import diffusers, flat_file
+from fd_jax.checkpoints import diffusers, flat_file, single_file
 from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.file_checksums import check_files
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.model_json import is_run, read_model
-from fd_jax.config import differences, to_json
+from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.errors import CheckpointError
 from fd_jax.files import local_path
 from fd_jax.schedule import ScheduleConfig
@@ -28,10 +27,10 @@ from fd_jax.types import Params
 
 _EXPECTED = (
     "the folder of a training run, a released checkpoint, a model of diffusers or transformers, "
-    "or a bundle"
+    "a single file of Stable Diffusion 1.5, or a bundle"
 )
 # Networks in the folder of a Stable Diffusion, each in the subfolder of its name.
-_COMPONENTS = ("unet", "vae", "text_encoder")
+COMPONENTS = ("unet", "vae", "text_encoder")
 # Models of a bundle, by the task that trained them.
 BUNDLED = {"sdm": "sdm.safetensors", "tdm": "tdm.safetensors"}
 
@@ -116,7 +115,7 @@ def open_weights(
         where: File or folder.
         task: Task that a training run has to train; the model to open of a bundle, which is
             the `sdm` by default.
-        ema: Whether to load the EMA parameters of a training run, if it keeps them.
+        ema: Whether to load the EMA parameters of a training run or a single file, if it has them.
         step: Step of the training run's checkpoint, by default the newest that is not damaged.
 
     Raises:
@@ -130,7 +129,7 @@ def open_weights(
     if step is not None:
         raise CheckpointError(f"{path} is no training run, expected one that has step {step}")
     if path.is_file():
-        return _open_flat_file(path)
+        return _open_file(path, ema=ema)
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist, expected {_EXPECTED}")
     if any((path / name).is_file() for name in BUNDLED.values()) and (path / "base").is_dir():
@@ -170,8 +169,39 @@ def _open_run(path: Path, task: str | None, *, ema: bool, step: int | None) -> W
     )
 
 
+def _open_file(path: Path, *, ema: bool) -> Weights:
+    tensors = open_tensors(path)
+    if (found := single_file.relative(tensors)) is not None:
+        raise CheckpointError(f"{path} is {found}, expected a model of Stable Diffusion 1.5")
+    if not single_file.is_single_file(tensors):
+        return _flat_weights(path, flat_file.from_tensors(path, tensors))
+    opened = single_file.SingleFile(path, tensors)
+    architecture = opened.architecture
+    return Weights(
+        path=path,
+        parts=opened.parts,
+        architecture=architecture,
+        # The file has none, and Stable Diffusion 1.5's are known.
+        schedule=ScheduleConfig() if architecture else None,
+        _load=partial(_load_single_file, opened, ema),
+    )
+
+
+def _load_single_file(
+    opened: single_file.SingleFile,
+    ema: bool,
+    parts: Collection[str],
+    placement: Placement,
+    abstract: Mapping[str, Params],
+) -> LoadedParams:
+    return LoadedParams(*single_file.load_parts(opened, parts, abstract, placement, ema=ema))
+
+
 def _open_flat_file(path: Path) -> Weights:
-    opened = flat_file.open_flat_file(path)
+    return _flat_weights(path, flat_file.open_flat_file(path))
+
+
+def _flat_weights(path: Path, opened: flat_file.FlatFile) -> Weights:
     load = partial(_load_flat_file, opened)
     return Weights(path=path, parts=opened.parts, tokenizer=_tokenizer(path), _load=load)
 
@@ -257,83 +287,9 @@ def _open_bundle(path: Path, task: str) -> Weights:
 
 
 def _components(path: Path) -> tuple[str, ...]:
-    return tuple(part for part in _COMPONENTS if (path / part).is_dir())
+    return tuple(part for part in COMPONENTS if (path / part).is_dir())
 
 
 def _tokenizer(path: Path) -> Path | None:
     folder = path / "tokenizer"
     return folder if folder.is_dir() else None
-
-
-def find_tokenizer(sources: Sequence[Weights]) -> Path:
-    """Returns the first tokenizer that a source brings, by default CLIP's own."""
-    found = (source.tokenizer for source in sources if source.tokenizer is not None)
-    return next(found, assets.TOKENIZER)
-
-
-def find_parts(sources: Sequence[Weights]) -> dict[str, Weights]:
-    """Returns each network's source: the first that holds its weights."""
-    found: dict[str, Weights] = {}
-    for source in sources:
-        for part in source.parts:
-            found.setdefault(part, source)
-    return found
-
-
-def merge(
-    sources: Sequence[Weights],
-    *,
-    needed: Collection[str] = _COMPONENTS,
-    expected: str = "a source that has them",
-    ignored: Collection[str] = (),
-) -> tuple[Architecture, ScheduleConfig]:
-    """Returns architecture and noise schedule, on which all sources have to agree.
-
-    Args:
-        sources: Weights in order of precedence: each config is taken from the first that has it.
-            A config file is a `Weights` without parts.
-        needed: Networks whose config has to be given. Without one, the image encoder is of the
-            usual size, with embeddings as wide as the text encoder's.
-        expected: Continues the message about missing configs.
-        ignored: Names of fields that may differ, besides `sample_size`: the resolution that a
-            model was trained at changes no parameter.
-
-    Raises:
-        CheckpointError: A config is missing, or two sources disagree.
-        ConfigError: The networks do not fit together.
-    """
-    found: dict[str, Any] = {}
-    origins: dict[str, Weights] = {}
-    may_differ = ("sample_size", *ignored)
-    for source in sources:
-        configs = dict(source.architecture)
-        if source.schedule is not None:
-            configs["scheduler"] = source.schedule
-        for name, config in configs.items():
-            first = origins.setdefault(name, source)
-            _check_same(source, first, name, config, found.setdefault(name, config), may_differ)
-    missing = [name for name in (*needed, "scheduler") if name not in found]
-    if missing:
-        given = f"{' and '.join(str(source.path) for source in sources)} give no"
-        given = given if sources else "there is no"
-        raise CheckpointError(f"{given} config of {missing}, expected {expected}")
-    schedule = found.pop("scheduler")
-    if "image_encoder" not in found:
-        found["image_encoder"] = CLIPVisionConfig(projection_dim=found["text_encoder"].hidden_size)
-    architecture = Architecture(**found)
-    architecture.check()
-    return architecture, schedule
-
-
-def _check_same(
-    source: Weights, first: Weights, name: str, config: Any, expected: Any, ignored: Sequence[str]
-) -> None:
-    if source is first:
-        return
-    changed = [
-        f"{field} is {new!r}, expected {old!r}"
-        for field, (old, new) in differences(to_json(expected), to_json(config), name).items()
-        if not field.endswith(tuple(ignored))
-    ]
-    if changed:
-        raise CheckpointError(f"{source.path} does not fit {first.path}: {', '.join(changed)}")

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from fd_jax import sharding
 from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.merge import find_tokenizer, merge
 from fd_jax.checkpoints.placement import Placement
-from fd_jax.checkpoints.weights import find_tokenizer, merge
 from fd_jax.data.captions import Tokenizer, load_tokenizer
 from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError

@@ -68,7 +68,25 @@ def open_sources(sdm: _Path, tdm: _Path, base: _Path, image_encoder: _Path) -> S
     ):
         # The scheduler of a base counts only for models that bring none.
         opened = opened._replace(base=dataclasses.replace(opened.base, schedule=None))
-    return opened
+    return opened if opened.tdm.task else opened._replace(tdm=_unet_alone(opened))
+
+
+def _unet_alone(opened: Sources) -> Weights:
+    """Returns the UNet of a TDM that may be any Stable Diffusion: the rest of it is not used.
+
+    Where a scheduler begins and ends is a habit of sampling; the noise that the UNet knows counts.
+    """
+    tdm, others = opened.tdm, opened.given()[:-1]
+    if "unet" not in tdm.parts:
+        raise CheckpointError(f"{tdm.path} holds {list(tdm.parts)}, expected a TDM with a UNet")
+    schedule = next((other.schedule for other in others if other.schedule is not None), None)
+    if tdm.schedule is not None and schedule is not None:
+        habits = {name: getattr(schedule, name) for name in ("steps_offset", "set_alpha_to_one")}
+        schedule = dataclasses.replace(tdm.schedule, **habits)
+    else:
+        schedule = tdm.schedule
+    architecture = {part: c for part, c in tdm.architecture.items() if part == "unet"}
+    return dataclasses.replace(tdm, architecture=architecture, schedule=schedule)
 
 
 def load_models(

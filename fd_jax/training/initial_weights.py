@@ -9,8 +9,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from fd_jax import params, sharding
 from fd_jax.architecture import Architecture
+from fd_jax.checkpoints.merge import find_parts, merge
 from fd_jax.checkpoints.placement import Placement
-from fd_jax.checkpoints.weights import Weights, find_parts, merge, open_weights
+from fd_jax.checkpoints.weights import Weights, open_weights
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks
 from fd_jax.params import Flat

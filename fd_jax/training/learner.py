@@ -8,7 +8,8 @@ import optax
 
 from fd_jax import params
 from fd_jax.architecture import Architecture
-from fd_jax.checkpoints.weights import Weights, find_parts
+from fd_jax.checkpoints.merge import find_parts
+from fd_jax.checkpoints.weights import Weights
 from fd_jax.errors import InputError
 from fd_jax.networks import Networks, make_networks
 from fd_jax.params import Flat

@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fd_jax import params, sharding
+from fd_jax.checkpoints.merge import find_tokenizer
 from fd_jax.checkpoints.run import manager
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.checkpoints.run.model_json import RunModel, write_model
-from fd_jax.checkpoints.weights import find_tokenizer
 from fd_jax.compilation import compiler_options
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.data.config import DataConfig

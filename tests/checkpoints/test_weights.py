@@ -12,9 +12,10 @@ from fd_jax import assets, sharding
 from fd_jax.architecture import CLIPVisionConfig, ConfigError
 from fd_jax.checkpoints.config_json import config_to_json
 from fd_jax.checkpoints.export import export
+from fd_jax.checkpoints.merge import find_parts, find_tokenizer, merge
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
-from fd_jax.checkpoints.weights import Weights, find_parts, find_tokenizer, merge, open_weights
+from fd_jax.checkpoints.weights import Weights, open_weights
 from fd_jax.errors import CheckpointError, InputError
 from fd_jax.files import write_json
 from fd_jax.networks import make_networks

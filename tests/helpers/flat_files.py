@@ -1,7 +1,8 @@
 """Networks of the released files, and short forms of loading them."""
 
 from fd_jax.checkpoints.flat_file import PARTS, load_parts, open_flat_file
-from fd_jax.checkpoints.weights import merge, open_weights
+from fd_jax.checkpoints.merge import merge
+from fd_jax.checkpoints.weights import open_weights
 
 SDM_PARTS = PARTS
 TDM_PARTS = {part: PARTS[part] for part in ("text_encoder", "vae", "unet")}

@@ -4,8 +4,8 @@ import pytest
 
 from fd_jax.architecture import CLIPVisionConfig, ConfigError
 from fd_jax.checkpoints.config_json import config_to_json
+from fd_jax.checkpoints.merge import find_parts
 from fd_jax.checkpoints.run.model_json import RunModel, write_model
-from fd_jax.checkpoints.weights import find_parts
 from fd_jax.errors import InputError
 from fd_jax.files import read_json, write_json
 from fd_jax.schedule import ScheduleConfig

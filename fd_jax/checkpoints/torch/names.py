@@ -1,7 +1,7 @@
 """Stable Diffusion's tensors by PyTorch's names and layouts, to and from our parameters."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,13 +35,10 @@ _VAE_NAMES = (
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.", ".proj_attn."),
 )
-# Names in newer files.
-_VAE_ALTERNATIVES = (
-    (r"\.query\.", ".to_q."),
-    (r"\.key\.", ".to_k."),
-    (r"\.value\.", ".to_v."),
-    (r"\.proj_attn\.", ".to_out.0."),
-)
+# The layers of the VAE's attention have other names in newer files, and others again in LDM's.
+_ATTENTION = ("query", "key", "value", "proj_attn")
+_ATTENTION_NEWER = ("to_q", "to_k", "to_v", "to_out.0")
+_ATTENTION_LDM = ("q", "k", "v", "proj_out")
 _TEXT_NAMES = (
     (r"^layers\.", "encoder.layers."),
     (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
@@ -54,22 +51,36 @@ _VISION_NAMES = (
 )
 
 
+Substitutions = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+
 class Names(NamedTuple):
     """Names of one model's parameters in checkpoints.
 
     Attributes:
         ours_to_torch: Substitutions, applied in order.
-        alternatives: Substitutions that give a second name, under which a tensor may be found.
+        alternatives: Substitutions that give further names, under which a tensor may be found.
         buffers: Pattern of tensors that are not weights, and are ignored.
+        convolutions: Pattern of matrices that are written as 1x1 convolutions.
     """
 
-    ours_to_torch: Sequence[tuple[str, str]] = ()
-    alternatives: Sequence[tuple[str, str]] = ()
+    ours_to_torch: Substitutions = ()
+    alternatives: Sequence[Substitutions] = ()
     buffers: str = r"(?!)"
+    convolutions: str = r"(?!)"
 
 
+def _renamed(old: Sequence[str], new: Sequence[str]) -> Substitutions:
+    """Returns substitutions of the names of layers."""
+    return [(rf"\.{a}\.", f".{b}.") for a, b in zip(old, new, strict=True)]
+
+
+LDM_ATTENTION = _renamed(_ATTENTION, _ATTENTION_LDM)
+OTHER_LDM_ATTENTIONS = [_renamed(_ATTENTION_LDM, other) for other in (_ATTENTION, _ATTENTION_NEWER)]
 UNET = Names(_UNET_NAMES)
-VAE = Names(_VAE_NAMES, _VAE_ALTERNATIVES)
+VAE = Names(
+    _VAE_NAMES, [_renamed(_ATTENTION, other) for other in (_ATTENTION_NEWER, _ATTENTION_LDM)]
+)
 TEXT_ENCODER = Names(_TEXT_NAMES, buffers=r"embeddings\.position_ids")
 IMAGE_ENCODER = Names(_VISION_NAMES, buffers=r"vision_model\.embeddings\.position_ids")
 SUBJECT_FUSION = Names()
@@ -98,10 +109,14 @@ def torch_names(path: Path, names: Names) -> list[str]:
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     for pattern, replacement in names.ours_to_torch:
         name = re.sub(pattern, replacement, name)
-    other = name
-    for pattern, replacement in names.alternatives:
-        other = re.sub(pattern, replacement, other)
-    return [name] if other == name else [name, other]
+    found = [name]
+    for substitutions in names.alternatives:
+        other = name
+        for pattern, replacement in substitutions:
+            other = re.sub(pattern, replacement, other)
+        if other not in found:
+            found.append(other)
+    return found
 
 
 def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
@@ -111,7 +126,8 @@ def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _from_torch(path: Path, value: np.ndarray, ndim: int) -> np.ndarray:
+def from_torch(path: Path, value: np.ndarray, ndim: int) -> np.ndarray:
+    """Returns a tensor in our layout, the inverse of `to_torch`; `ndim` is the parameter's."""
     if path[-1] != "kernel":
         return value
     # The VAE's attention is a 1x1 convolution in some files, a matrix in others.
@@ -122,7 +138,7 @@ def _from_torch(path: Path, value: np.ndarray, ndim: int) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if ndim == 4 else value.T
 
 
-def _torch_shapes(path: Path, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def torch_shapes(path: Path, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Returns the shapes a parameter may have in files."""
     if path[-1] != "kernel":
         return [shape]
@@ -164,7 +180,7 @@ def match(
                 continue
             tensor = tensors[held[0]]
             used.add(held[0])
-            shapes = _torch_shapes(path, tuple(leaf.shape))
+            shapes = torch_shapes(path, tuple(leaf.shape))
             if tensor.shape not in shapes:
                 misshapen.append(f"{tensor.name} is {tensor.shape}, expected {shapes[0]}")
             if not jax.numpy.issubdtype(tensor.dtype, np.floating):
@@ -213,7 +229,7 @@ def load(
                 f"{where}: {tensor.name} has {count} values of {value.size} that are NaN or "
                 "infinite"
             )
-        value = _from_torch(path, value, leaf.ndim)
+        value = from_torch(path, value, leaf.ndim)
         value = np.asarray(value, placement.dtype if leaf.ndim > 1 else np.float32, order="C")
         sharding = placement.sharding(path, value.shape)
         params[path] = jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
@@ -224,5 +240,8 @@ def load(
 def export(params: Params, part: Part) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every parameter's name and data in PyTorch's layout."""
     for path, value in flatten(params).items():
-        name = part.prefix + torch_names(path, part.names)[0]
-        yield name, np.ascontiguousarray(to_torch(path, np.asarray(value)))
+        name = torch_names(path, part.names)[0]
+        tensor = to_torch(path, np.asarray(value))
+        if re.fullmatch(part.names.convolutions, name):
+            tensor = tensor[:, :, None, None]
+        yield part.prefix + name, np.ascontiguousarray(tensor)

@@ -62,10 +62,10 @@ def _holds_tensors(value: object) -> bool:
 
 
 def _plain_values(content: dict) -> list[str]:
-    """Returns the names of numbers and texts beside tensors, such as `epoch`."""
+    """Returns the names of numbers, texts and objects beside tensors, such as `epoch`."""
     if not _holds_tensors(content):
         return []
-    plain = (int, float, str, type(None))
+    plain = (int, float, str, type(None), _Skipped)
     return [
         name
         for name, value in content.items()
@@ -164,6 +164,17 @@ def _lazy_tensor(archive: _Archive, name: object, tensor: object) -> LazyTensor:
     return LazyTensor(name, shape, storage.dtype, load)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Skipped:
+    """An object beside the weights, of which nothing but the name is kept."""
+
+    name: str
+
+
+# Keys that are nested tuples could exhaust the C stack when they are hashed.
+_KEYS = (str, int, float, type(None), _Skipped)
+
+
 class _Function(enum.Enum):
     ORDERED_DICT = "collections.OrderedDict"
     TENSOR = "torch._utils._rebuild_tensor_v2"
@@ -175,6 +186,14 @@ _FLOATS = {"Half": "f2", "Float": "f4", "Double": "f8", "BFloat16": ml_dtypes.bf
 _GLOBALS = {function.value: function for function in _Function} | {
     f"torch.{name}Storage": np.dtype(dtype) for name, dtype in (_INTEGERS | _FLOATS).items()
 }
+# What Lightning and others pickle beside the weights: callbacks, options, a best score. Stands in
+# the result as its name alone.
+_HARMLESS = re.compile(
+    r"(pytorch_)?lightning(\.pytorch|_fabric)?\.(callbacks|utilities)\.[\w.]+|omegaconf\.[\w.]+"
+    r"|numpy\._?core\.multiarray\.scalar|numpy\.dtype|_codecs\.encode|argparse\.Namespace"
+    r"|collections\.defaultdict|pathlib\.(Posix|Windows)Path|torch\.(Size|device|float32|float16)"
+    r"|typing\.Any|(builtins|__builtin__)\.(dict|list|set|int|float|str)"
+)
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -219,17 +238,19 @@ def _unpickle(data: bytes) -> object:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                if (name := str(argument).replace(" ", ".")) not in _GLOBALS:
-                    raise ValueError(f"the pickle asks for {name!r}, which no state dict needs")
-                stack.append(_GLOBALS[name])
+                stack.append(_global(str(argument).replace(" ", ".")))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
-            case "REDUCE":
+            case "REDUCE" | "NEWOBJ" as name:
                 function, arguments = pop_from(-2)
+                if name == "NEWOBJ" and not isinstance(function, _Skipped):
+                    raise ValueError("the pickle uses opcode NEWOBJ, which no state dict needs")
                 stack.append(_call(function, arguments))
             case "BUILD":  # of `_metadata`, an attribute of the dict that `Module.state_dict` makes
                 owner, state = pop_from(-2)
-                if not isinstance(owner, dict) or not isinstance(state, dict):
+                if not isinstance(owner, _Skipped) and not (
+                    isinstance(owner, dict) and isinstance(state, dict)
+                ):
                     raise ValueError(f"the pickle sets attributes of a {type(owner).__name__}")
                 stack.append(owner)
             case "STOP":
@@ -239,12 +260,21 @@ def _unpickle(data: bytes) -> object:
     raise ValueError("the pickle does not end")
 
 
+def _global(name: str) -> object:
+    if name in _GLOBALS:
+        return _GLOBALS[name]
+    if _HARMLESS.fullmatch(name):
+        return _Skipped(name)
+    raise ValueError(f"the pickle asks for {name!r}, which no state dict needs")
+
+
 def _fill(target: object, items: list) -> None:
     match target:
         case list():
             target.extend(items)
-        # Keys that are nested tuples could exhaust the C stack when they are hashed.
-        case dict() if all(isinstance(key, str | int | float | None) for key in items[::2]):
+        case _Skipped():
+            pass
+        case dict() if all(isinstance(key, _KEYS) for key in items[::2]):
             target.update(zip(items[::2], items[1::2], strict=True))
         case _:
             raise ValueError(f"the pickle puts items into a {type(target).__name__}")
@@ -259,6 +289,8 @@ def _storage(persistent_id: object) -> _Storage:
 
 def _call(function: object, arguments: object) -> object:
     match function, arguments:
+        case _Skipped(), _:
+            return function
         case _Function.ORDERED_DICT, ():
             return {}
         case _Function.PARAMETER, (_Tensor() as view, _, _):

@@ -309,6 +309,28 @@ def test_numbers_and_texts_beside_tensors_are_skipped_by_name(
     assert_equal(found, make_tensors())
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n",
+        b"cargparse\nNamespace\n)\x81}X\x02\x00\x00\x00lrK\x03sb",
+        b"ccollections\ndefaultdict\ncbuiltins\nlist\n\x85R",
+        b"comegaconf.dictconfig\nDictConfig\n)\x81}X\x01\x00\x00\x00aK\x03sb",
+    ],
+)
+def test_what_trainers_keep_is_skipped_by_name(tmp_path, write_torch_zip, kept):
+    """As a value, as a key, and beside the tensors themselves; only its name is looked at."""
+    for content in (
+        {"state_dict": make_tensors(), "hparams": kept, "callbacks": {kept: {"best": kept}}},
+        {"state_dict": make_tensors(), "hparams": [kept]},
+    ):
+        path = write_torch_zip(tmp_path / "x.ckpt", content)
+        assert_equal(open_tensors(path), make_tensors())
+    path = write_torch_zip(tmp_path / "x.ckpt", make_tensors() | {"hparams": kept})
+    with pytest.warns(UserWarning, match=r"x.ckpt: 'hparams' skipped, which are no tensors"):
+        assert_equal(open_tensors(path), make_tensors())
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", "module", "params", "net"])
 def test_a_state_dict_may_be_the_only_one_in_a_dict(tmp_path, write_torch_zip, key):
     content = {"step": 3, "args": {"lr": 1e-3}, key: make_tensors()}
