@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fd_jax.checkpoints import diffusers, flat_file, single_file
+from fd_jax.checkpoints import diffusers, flat_file, hub, single_file
 from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.file_checksums import check_files
 from fd_jax.checkpoints.placement import Placement
@@ -112,7 +112,8 @@ def open_weights(
     """Opens a checkpoint of any layout; reads names and configs, but no weights.
 
     Args:
-        where: File or folder.
+        where: File or folder; or the name of a model on the Hugging Face hub, `user/repo` or
+            `user/repo:file`, where nothing of that name is here.
         task: Task that a training run has to train; the model to open of a bundle, which is
             the `sdm` by default.
         ema: Whether to load the EMA parameters of a training run or a single file, if it has them.
@@ -124,6 +125,8 @@ def open_weights(
         ConfigError: A config describes an architecture that is not supported.
     """
     path = local_path(where)
+    if step is None and (name := hub.parse_hub_name(path)) is not None:
+        return hub.open_on_hub(*name, partial(open_weights, task=task, ema=ema))
     if path.is_dir() and is_run(path):
         return _open_run(path, task, ema=ema, step=step)
     if step is not None:

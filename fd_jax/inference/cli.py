@@ -49,7 +49,7 @@ from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
 from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 from fd_jax.inference.pipeline import FaceDiffuser
-from fd_jax.inference.sources import check_sources
+from fd_jax.inference.sources import LoraOn, check_sources
 from fd_jax.inference.validation import unused_options
 from fd_jax.inference.writer import (
     ImageConfig,
@@ -74,13 +74,20 @@ class Arguments(Config):
     """Subject-augmented model: folder of a training run; or the released model's file, or the
     folder it is in. Without --sdm and --tdm: the small models of the package."""
     tdm: Path | None = None
-    """Text-driven model, likewise."""
+    """Text-driven model, likewise; or any Stable Diffusion 1.5 or UNet of one, as a folder of
+    diffusers or a file."""
     base: Path | None = None
-    """Folder of Stable Diffusion 1.5 in the layout of diffusers. Needed with an SDM that is no
+    """Stable Diffusion 1.5: a folder of diffusers, or a single file. Needed with an SDM that is no
     training run."""
     image_encoder: Path | None = None
     """Folder of the CLIP that the image encoder was tuned from. Needed with an SDM that is no
     training run."""
+    loras: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="lora")] = ()
+    """LoRA to merge into the models, with its scale: FILE or FILE:0.8. May be given several
+    times."""
+    lora_on: tyro.conf.UseAppendAction[tuple[LoraOn, ...]] = ()
+    """Models that the LoRAs change, one for all or one each; by default both. The text encoder is
+    the SDM's."""
     prompt: str | None = None
     """Prompt with <|image|> after each person's word. With the models of the package and neither
     --prompt nor --prompt-file: twelve examples."""
@@ -116,6 +123,8 @@ class Arguments(Config):
     def __post_init__(self):
         super().__post_init__()
         check_sources(self.sdm, self.tdm, self.base, self.image_encoder)
+        if self.lora_on and not self.loras:
+            raise InputError("--lora-on goes with --lora")
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("expected either --prompt or --prompt-file, not both")
         if self.prompt is None and self.file is None:
@@ -145,11 +154,13 @@ class Arguments(Config):
 
     def models(self) -> dict[str, str]:
         """Returns the paths of the models, as PNG files hold them."""
-        if self.is_bundled:
-            return {"models": "bundled"}
         names = "base", "sdm", "tdm", "image_encoder"
         paths = {name: getattr(self, name) for name in names}
-        return {name: readable(str(path)) for name, path in paths.items() if path is not None}
+        given = {name: readable(str(path)) for name, path in paths.items() if path is not None}
+        if self.loras:
+            given["loras"] = readable(", ".join(self.loras))
+            given["lora_on"] = ", ".join(self.lora_on or ("both",))
+        return ({"models": "bundled"} if self.is_bundled else {}) | given
 
 
 def sample(arguments: Arguments) -> int:
@@ -169,6 +180,8 @@ def sample(arguments: Arguments) -> int:
             tdm=arguments.tdm,
             base=arguments.base,
             image_encoder=arguments.image_encoder,
+            loras=arguments.loras,
+            lora_on=arguments.lora_on,
             dtype=arguments.dtype,
             mesh=mesh,
             progress=is_first,

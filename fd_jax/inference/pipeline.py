@@ -16,7 +16,6 @@ from tqdm import tqdm
 from fd_jax import sharding
 from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.merge import find_tokenizer, merge
-from fd_jax.checkpoints.placement import Placement
 from fd_jax.data.captions import Tokenizer, load_tokenizer
 from fd_jax.data.photographs import Photograph, load_photograph, subject_pixels
 from fd_jax.errors import InputError
@@ -24,7 +23,7 @@ from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
 from fd_jax.inference.inputs import ImageKey, Person, SamplingInputs, make_inputs
 from fd_jax.inference.samples import Samples, join_samples, sampling_trace
-from fd_jax.inference.sources import load_models, open_sources
+from fd_jax.inference.sources import LoraOn, load_models, open_loras, open_sources
 from fd_jax.networks import Networks, make_networks
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import as_dtype
@@ -73,6 +72,8 @@ class FaceDiffuser:
         tdm: str | os.PathLike | None = None,
         base: str | os.PathLike | None = None,
         image_encoder: str | os.PathLike | None = None,
+        loras: Sequence[str | os.PathLike] = (),
+        lora_on: LoraOn | Sequence[LoraOn] = "both",
         dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         attention: AttentionKind = "auto",
@@ -84,12 +85,16 @@ class FaceDiffuser:
             sdm: Subject-augmented model: folder of a training run, whose EMA parameters are read;
                 or the released model's file, or its folder. Gives text encoder, image encoder,
                 subject fusion and the UNet that makes persons.
-            tdm: Text-driven model, likewise. Gives the UNet that makes scenes.
-            base: Folder of Stable Diffusion 1.5 in the layout of diffusers. Gives VAE, tokenizer
-                (CLIP's own if it has none), noise schedule, and the configs of UNet and text
-                encoder. Needed unless the SDM is a run, which has all but the tokenizer.
+            tdm: Text-driven model, likewise, or any Stable Diffusion 1.5 or UNet of one. Gives
+                the UNet that makes scenes.
+            base: Stable Diffusion 1.5, a folder of diffusers or a single file. Gives VAE,
+                tokenizer (CLIP's own if it has none), noise schedule, and the configs of UNet and
+                text encoder. Needed unless the SDM is a run, which has all but the tokenizer.
             image_encoder: Folder of the CLIP (ViT-L/14) that the image encoder was tuned from.
                 Gives its config. Needed unless the SDM is a run.
+            loras: LoRAs to merge, each FILE or FILE:SCALE.
+            lora_on: Models that the LoRAs change, one for all or one each. The text encoder is
+                the SDM's, so that a LoRA on the TDM alone does not change it.
             dtype: `bfloat16` or `float32`, for all but norms, softmax and the solver; by default
                 float32 on a CPU, else bfloat16.
             mesh: Devices, by default all of this process; see `fd_jax.sharding.make_mesh`.
@@ -109,20 +114,8 @@ class FaceDiffuser:
         tokenizer = load_tokenizer(find_tokenizer(sources.given()))
         mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
         networks = make_networks(architecture, dtype=compute_dtype, attention=attention)
-        parts = networks._asdict().items()
-        abstract = {part: network.abstract for part, network in parts if part != "dtype"}
-        replicated = sharding.replicated(mesh)
-        with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
-            placement = Placement(compute_dtype, lambda path, shape: replicated, bar.update)
-            sdm_params, tdm_params, ignored = load_models(sources, abstract, placement)
-        params = ModelParams(
-            text_encoder=sdm_params["text_encoder"],
-            image_encoder=sdm_params["image_encoder"],
-            subject_fusion=sdm_params["subject_fusion"],
-            sdm=sdm_params["unet"],
-            tdm=tdm_params["unet"],
-            vae=sdm_params["vae"],
-        )
+        changes = open_loras(loras, [lora_on] if isinstance(lora_on, str) else lora_on)
+        params, ignored = load_models(sources, networks, mesh, loras=changes, progress=progress)
         return cls(networks, params, tokenizer, architecture, schedule, mesh, ignored)
 
     def __call__(

@@ -2,18 +2,24 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
-from fd_jax import assets
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from fd_jax import assets, sharding
+from fd_jax.checkpoints.lora import Lora, open_lora, parse_lora, with_loras
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.weights import Weights, open_weights
-from fd_jax.errors import CheckpointError
-from fd_jax.types import Params
+from fd_jax.errors import CheckpointError, InputError
+from fd_jax.inference.compiled import ModelParams
+from fd_jax.networks import Networks
 
 # Networks that only an SDM has.
 _SUBJECT = ("image_encoder", "subject_fusion")
 
+LoraOn = Literal["tdm", "sdm", "both"]
 _Path = str | os.PathLike | None
 
 
@@ -89,30 +95,67 @@ def _unet_alone(opened: Sources) -> Weights:
     return dataclasses.replace(tdm, architecture=architecture, schedule=schedule)
 
 
+def open_loras(loras: Sequence[str | os.PathLike], on: Sequence[LoraOn]) -> list[tuple[Lora, str]]:
+    """Opens LoRAs, each FILE or FILE:SCALE, with the models that each changes.
+
+    Args:
+        loras: Files or folders.
+        on: `tdm`, `sdm` or `both`: one for all LoRAs, or one each.
+
+    Raises:
+        InputError: A LoRA cannot be read, or there is not a model for each.
+    """
+    targets = list(on)
+    if len(targets) == 1 or not targets:
+        targets = (targets or ["both"]) * len(loras)
+    if len(targets) != len(loras):
+        raise InputError(
+            f"lora_on has {len(targets)} values for {len(loras)} LoRAs, expected one or one each"
+        )
+    if unknown := [target for target in targets if target not in get_args(LoraOn)]:
+        raise InputError(f"lora_on is {unknown[0]!r}, expected one of {get_args(LoraOn)}")
+    return [(open_lora(*parse_lora(lora)), on) for lora, on in zip(loras, targets, strict=True)]
+
+
 def load_models(
-    sources: Sources, abstract: Mapping[str, Params], placement: Placement
-) -> tuple[dict[str, Params], dict[str, Params], list[str]]:
-    """Loads the parameters: those of a training run are its EMA parameters, if it keeps them.
+    sources: Sources,
+    networks: Networks,
+    mesh: Mesh,
+    *,
+    loras: Sequence[tuple[Lora, str]] = (),
+    progress: bool = False,
+) -> tuple[ModelParams, list[str]]:
+    """Loads the parameters, the same on each device.
+
+    Those of a training run are its EMA parameters, if it keeps them.
 
     Args:
         sources: Checkpoints.
-        abstract: Shapes of all networks.
-        placement: Dtype and sharding of the parameters.
+        networks: Networks, whose dtype the parameters get.
+        mesh: Devices.
+        loras: LoRAs to merge, each with the models that it changes.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Networks of the SDM with the VAE, the UNet of the TDM, and the names of ignored tensors.
+        Parameters of both models, and the names of ignored tensors.
 
     Raises:
         CheckpointError: A checkpoint is damaged, or of another model.
     """
+    abstract = networks.shapes()
+    sdm = with_loras(sources.sdm, [lora for lora, on in loras if on != "tdm"], abstract)
+    tdm = with_loras(sources.tdm, [lora for lora, on in loras if on != "sdm"], abstract)
+    replicated = sharding.replicated(mesh)
     own = ["text_encoder", "image_encoder", "subject_fusion", "unet"]
-    vae = sources.sdm if sources.base is None else sources.base
-    loaded = [
-        sources.sdm.load(own, placement, abstract),
-        sources.tdm.load(
-            ["unet"], placement, {k: v for k, v in abstract.items() if k not in _SUBJECT}
-        ),
-        vae.load(["vae"], placement, abstract),
-    ]
+    with tqdm(desc="reading weights", unit=" tensors", disable=not progress) as bar:
+        placement = Placement(networks.dtype, lambda path, shape: replicated, bar.update)
+        loaded = [
+            sdm.load(own, placement, abstract),
+            tdm.load(["unet"], placement, {k: v for k, v in abstract.items() if k not in _SUBJECT}),
+            (sources.base or sources.sdm).load(["vae"], placement, abstract),
+        ]
     ignored = [name for part in loaded for name in part.ignored_tensors]
-    return loaded[0].params | loaded[2].params, loaded[1].params, ignored
+    persons, scenes, rest = (part.params for part in loaded)
+    shared = {part: persons[part] for part in own if part != "unet"}
+    params = ModelParams(**shared, sdm=persons["unet"], tdm=scenes["unet"], vae=rest["vae"])
+    return params, ignored

@@ -86,7 +86,7 @@ def find_weights(folder: str | os.PathLike, stem: str) -> Path:
         CheckpointError: The folder holds no such file.
     """
     folder = Path(folder)
-    names = _weight_files(stem)
+    names = weight_files(stem)
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -97,10 +97,11 @@ def find_weights(folder: str | os.PathLike, stem: str) -> Path:
 
 def has_weights(folder: str | os.PathLike, stem: str) -> bool:
     """Whether `find_weights` finds a file."""
-    return any(Path(folder, name).is_file() for name in _weight_files(stem))
+    return any(Path(folder, name).is_file() for name in weight_files(stem))
 
 
-def _weight_files(stem: str) -> list[str]:
+def weight_files(stem: str) -> list[str]:
+    """Returns the names of weight files in the order in which `find_weights` looks for them."""
     stems = (stem, "pytorch_model") if stem == "model" else (stem,)
     kinds = ("safetensors", "bin")
     plain = [f"{stem}.{kind}{i}" for kind in kinds for i in ("", ".index.json") for stem in stems]
