@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32, UInt32
+from jaxtyping import Array, Float, Int32, Key, UInt32
 
 from fd_jax import sharding
 from fd_jax.compilation import compiler_options
@@ -75,12 +75,12 @@ class CompiledSampler:
         history: Any = NamedSharding(mesh, P(None, sharding.DATA_AXES))
         # One layout for every state, whether it is the first or returned by `_sample`: with two
         # layouts the sampler would be compiled twice.
-        state = SolverState(rows, rows, history)
+        state = SolverState(rows, rows, history, rows)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh, networks.dtype))
         self._encode = jit(partial(_encode, networks))
         self._embed = jit(partial(_embed, networks))
         self._start = jit(_start, static_argnames=("height", "width"), out_shardings=state)
-        self._continue = jit(init_state, out_shardings=state)
+        self._continue = jit(_continue, out_shardings=state)
         self._sample = jit(
             partial(_sample, networks, mesh, schedule or ScheduleConfig()),
             static_argnames=("smoothing", "trace"),
@@ -118,11 +118,11 @@ class CompiledSampler:
         traces = []
         with pinned(self._dtype):
             contexts = self._encode(self.params, sharding.to_mesh(batch.inputs, rows))
+            seeds, numbers = sharding.to_mesh((batch.seeds, batch.numbers), rows)
             if batch.latents is None:
-                seeds, numbers = sharding.to_mesh((batch.seeds, batch.numbers), rows)
                 state = self._start(seeds, numbers, height=size[0], width=size[1])
             else:
-                state = self._continue(sharding.to_mesh(batch.latents, rows))
+                state = self._continue(sharding.to_mesh(batch.latents, rows), seeds, numbers)
             for first in range(0, length, part_length):
                 part = jax.tree.map(lambda column, i=first: column[i : i + part_length], table)
                 state, seen = self._sample(
@@ -179,8 +179,18 @@ def _embed(networks: Networks, params: Params, pixels: Float[Array, "b h w 3"]) 
 def _start(
     seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"], *, height: int, width: int
 ) -> SolverState:
-    keys = jax.vmap(lambda seed, number: jax.random.fold_in(seed_key(seed), number))
-    return init_state(initial_noise(keys(seeds, numbers), height, width))
+    keys = _keys(seeds, numbers)
+    return init_state(initial_noise(keys, height, width), keys)
+
+
+def _continue(
+    latents: Latents, seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"]
+) -> SolverState:
+    return init_state(latents, _keys(seeds, numbers))
+
+
+def _keys(seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"]) -> Key[Array, " b"]:
+    return jax.vmap(lambda seed, number: jax.random.fold_in(seed_key(seed), number))(seeds, numbers)
 
 
 def _sample(

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int32, Int64
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int32, Int64, Key
 
 from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod, final_alpha_cumprod
@@ -43,6 +44,7 @@ class SolverRows(NamedTuple):
     restart: Bool[Array | np.ndarray, "*n"]  # whether the step starts from x_prev, not x
     base_weight: Float32[Array | np.ndarray, "*n"]  # weight of x, or of x_prev in a restart
     history_weights: Float32[Array | np.ndarray, "*n 4"]  # of p and the three before it
+    noise_weight: Float32[Array | np.ndarray, "*n"]  # of new noise
 
 
 class SolverState(NamedTuple):
@@ -51,12 +53,18 @@ class SolverState(NamedTuple):
     x: Latents
     x_prev: Latents  # x before the last step
     history: Float32[Array, "3 b h w c"]  # predictions of earlier rows, newest first
+    keys: Key[Array, " b"] | None = None  # of the noise that is added on the way, if it is
 
 
-def init_state(x: Float[Array, "b h w c"]) -> SolverState:
-    """Returns the state before the first row, from noise of standard deviation 1."""
+def init_state(x: Float[Array, "b h w c"], keys: Key[Array, " b"] | None = None) -> SolverState:
+    """Returns the state before the first row, from noise of standard deviation 1.
+
+    Args:
+        x: The noise.
+        keys: A key for each image. Only solvers that add no noise do without.
+    """
     x = x.astype(jnp.float32)
-    return SolverState(x, x, jnp.zeros((3, *x.shape), jnp.float32))
+    return SolverState(x, x, jnp.zeros((3, *x.shape), jnp.float32), keys)
 
 
 def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRows) -> SolverState:
@@ -64,6 +72,7 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
 
         p = x_weight * x + eps_weight * eps
         x <- base_weight * (x_prev if restart else x) + history_weights . [p, *history]
+             + noise_weight * noise
 
     Args:
         state: Latents and earlier predictions.
@@ -77,8 +86,24 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
     x: Any = row.base_weight * base + weights[0] * p
     for k in range(3):
         x = x + weights[k + 1] * state.history[k]
+    if state.keys is not None:
+        x = x + row.noise_weight * _noise(state, row)
     pushed = jnp.concatenate([p[None], state.history[:2]])
-    return SolverState(x, state.x, jnp.where(row.push, pushed, state.history))
+    return SolverState(x, state.x, jnp.where(row.push, pushed, state.history), state.keys)
+
+
+def _noise(state: SolverState, row: SolverRows) -> Latents:
+    """Draws each image's noise of a row from its own key, where the row has any."""
+
+    def draw() -> Latents:
+        def one(key: Key[Array, ""]) -> Float32[Array, "h w c"]:
+            # The key itself draws the noise that sampling starts from.
+            own = jax.random.fold_in(key, row.step_index + 1)
+            return jax.random.normal(own, state.x.shape[1:], jnp.float32)
+
+        return jax.vmap(one)(state.keys)
+
+    return jax.lax.cond(row.noise_weight > 0, draw, lambda: jnp.zeros_like(state.x))
 
 
 def v_to_eps(
@@ -142,6 +167,7 @@ def _make_rows(*, t: Timesteps, level: Levels, **columns: np.ndarray) -> SolverR
         "eps_weight": ones,
         "push": ones,
         "restart": 0 * ones,
+        "noise_weight": 0 * ones,
     }
     kinds = {"t": np.int32, "step_index": np.int32, "push": np.bool_, "restart": np.bool_}
     return SolverRows(
@@ -223,10 +249,53 @@ def _make_dpmsolver_rows(config: ScheduleConfig, num_steps: int) -> SolverRows:
     )
 
 
+# Of latent consistency models: the steps of the DDIM that is distilled; and the boundary condition,
+# by which a clean image stays as it is.
+_LCM_DISTILLED_STEPS = 50
+_LCM_SIGMA_DATA = 0.5
+_LCM_TIMESTEP_SCALE = 10.0
+
+
+def _make_lcm_rows(config: ScheduleConfig, num_steps: int) -> SolverRows:
+    """Multistep consistency sampling, Algorithm 3 of arXiv:2310.04378.
+
+    Each row predicts the image and adds new noise of the next level; the last one adds none. For
+    models that were distilled, or have an LCM-LoRA.
+    """
+    if num_steps > _LCM_DISTILLED_STEPS:
+        raise InputError(
+            f"num_steps is {num_steps}, expected 1..{_LCM_DISTILLED_STEPS} of a consistency model"
+        )
+    stride = config.num_train_timesteps // _LCM_DISTILLED_STEPS
+    if not stride:
+        raise InputError(
+            f"num_train_timesteps is {config.num_train_timesteps}, expected at least "
+            f"{_LCM_DISTILLED_STEPS} of a consistency model"
+        )
+    distilled = np.arange(_LCM_DISTILLED_STEPS, 0, -1) * stride - 1
+    chosen = np.linspace(0, _LCM_DISTILLED_STEPS, num_steps, endpoint=False)
+    t = distilled[np.floor(chosen).astype(np.int64)]
+    level = alphas_cumprod(config)[t]
+    alpha, sigma = np.sqrt(level), np.sqrt(1 - level)
+    scaled = t * _LCM_TIMESTEP_SCALE
+    skip = _LCM_SIGMA_DATA**2 / (scaled**2 + _LCM_SIGMA_DATA**2)
+    out = scaled / np.sqrt(scaled**2 + _LCM_SIGMA_DATA**2)
+    return _make_rows(
+        t=t,
+        level=level,
+        x_weight=out / alpha + skip,
+        eps_weight=-out * sigma / alpha,
+        base_weight=np.zeros(num_steps),
+        history_weights=np.append(alpha[1:], 1.0)[:, None] * _ADAMS_BASHFORTH[:1],
+        noise_weight=np.append(sigma[1:], 0.0),
+    )
+
+
 SOLVERS: dict[str, Callable[[ScheduleConfig, int], SolverRows]] = {
     "ddim": _make_ddim_rows,
     "pndm": _make_pndm_rows,
     "dpmsolver++": _make_dpmsolver_rows,
+    "lcm": _make_lcm_rows,
 }
 
 
@@ -234,7 +303,7 @@ def make_solver_rows(name: str, config: ScheduleConfig, num_steps: int) -> Solve
     """Builds the table of a solver on the host, in float64 until the last cast.
 
     Timesteps and weights agree with diffusers: DDIM and PNDM with its "leading" timesteps,
-    DPM-Solver++ with the defaults of its multistep scheduler.
+    DPM-Solver++ and LCM with the defaults of its schedulers.
 
     Args:
         name: Key of `SOLVERS`.

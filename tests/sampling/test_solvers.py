@@ -21,7 +21,8 @@ DIFFUSERS = json.loads(pathlib.Path(__file__).with_name("diffusers_solvers.json"
 SHAPE = 2, 5, 3, 4
 # PNDM with one step less makes as many evaluations as the others.
 EIGHT_EVALUATIONS = {"ddim": 8, "pndm": 7, "dpmsolver++": 8}
-every_solver = pytest.mark.parametrize("name", solvers.SOLVERS)
+# Those that follow the flow; a consistency model's adds noise on the way.
+every_solver = pytest.mark.parametrize("name", EIGHT_EVALUATIONS)
 
 
 def pick(rows, i):
@@ -234,10 +235,10 @@ def test_state_stays_float32(name):
     low, _ = scan(lambda x, row: eps, normal(0), rows)
     high, _ = scan(lambda x, row: eps.astype(jnp.float32), normal(0), rows)
 
-    assert {array.dtype for array in low} == {np.dtype(np.float32)}
+    assert {array.dtype for array in low if array is not None} == {np.dtype(np.float32)}
     np.testing.assert_allclose(low.x, high.x, rtol=1e-6)
     from_low = solvers.init_state(normal(0).astype(jnp.bfloat16))
-    assert {array.dtype for array in from_low} == {np.dtype(np.float32)}
+    assert {array.dtype for array in from_low if array is not None} == {np.dtype(np.float32)}
 
 
 @every_solver
@@ -254,13 +255,14 @@ def test_predicts_the_clean_latents(name):
 @pytest.mark.parametrize(
     ("name", "num_steps", "message"),
     [
-        ("euler", 8, r"solver is 'euler', expected one of .*'ddim', 'dpmsolver\+\+', 'pndm'"),
+        ("euler", 8, r"solver is 'euler', expected one of .*'ddim', 'dpmsolver\+\+', 'lcm', 'pndm'"),
         ("ddim", 0, "num_steps is 0, expected at least 1"),
         ("pndm", -3, "num_steps is -3, expected at least 1"),
         ("ddim", 1001, r"num_steps is 1001, expected 1\.\.1000"),
         ("pndm", 1001, r"num_steps is 1001, expected 1\.\.1000"),
         ("ddim", 1000, "first timestep is 1000 for 1000 steps .*, expected less than 1000"),
         ("dpmsolver++", 1000, r"num_steps is 1000, expected 1\.\.999"),
+        ("lcm", 51, r"num_steps is 51, expected 1\.\.50 of a consistency model"),
     ],
 )
 def test_refuses_what_the_schedule_has_no_room_for(name, num_steps, message):
@@ -280,3 +282,51 @@ def test_wrong_shapes_are_refused():
     row = pick(solvers.make_solver_rows("ddim", ScheduleConfig(), 3), 0)
     with pytest.raises(Exception, match="b h w c"):
         solvers.solver_step(solvers.init_state(jnp.ones(SHAPE)), jnp.ones((5, 3, 4)), row)
+
+
+# Consistency models.
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "timesteps"),
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 499, 259]),
+        (8, [999, 879, 759, 639, 499, 379, 259, 139]),
+    ],
+)
+def test_consistency_sampling(num_steps, timesteps):
+    """Each step predicts the image and adds new noise, the last one none: Algorithm 3 of LCM."""
+    rows = solvers.make_solver_rows("lcm", ScheduleConfig(), num_steps)
+    np.testing.assert_array_equal(rows.t, timesteps)
+    keys = jax.vmap(jax.random.key)(jnp.arange(SHAPE[0]))
+    level = alphas_cumprod(ScheduleConfig())[timesteps]
+
+    def denoiser(x, t):
+        return 0.3 * x + 0.1 * np.sin(t / 100)
+
+    state, x = solvers.init_state(normal(0), keys), np.asarray(normal(0), np.float64)
+    for i, t in enumerate(timesteps):
+        x0 = (x - np.sqrt(1 - level[i]) * denoiser(x, t)) / np.sqrt(level[i])
+        boundary = 0.25 / ((10 * t) ** 2 + 0.25)
+        x = boundary * x + 10 * t / np.sqrt((10 * t) ** 2 + 0.25) * x0
+        if i + 1 < num_steps:
+            drawn = [jax.random.normal(jax.random.fold_in(k, i + 1), SHAPE[1:]) for k in keys]
+            x = np.sqrt(level[i + 1]) * x + np.sqrt(1 - level[i + 1]) * np.stack(drawn)
+        row = pick(rows, i)
+        state = solvers.solver_step(state, denoiser(state.x, row.t), row)
+        np.testing.assert_allclose(state.x, x, rtol=2e-5, atol=2e-5)
+
+
+def test_other_solvers_add_no_noise():
+    """With keys or without, to the bit."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(SHAPE[0]))
+    for name in EIGHT_EVALUATIONS:
+        rows = solvers.make_solver_rows(name, ScheduleConfig(), 3)
+        with_keys, without = solvers.init_state(normal(0), keys), solvers.init_state(normal(0))
+        for i in range(len(rows.t)):
+            row = pick(rows, i)
+            with_keys = solvers.solver_step(with_keys, normal(i), row)
+            without = solvers.solver_step(without, normal(i), row)
+            np.testing.assert_array_equal(with_keys.x, without.x)
