@@ -342,6 +342,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", default="v5e:2x2", help="v5e:2x2, v6e:8x8, v5p:2x2x1, ...")
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology")
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
     choices = (*PROGRAMS, "peer")
     parser.add_argument("--program", choices=choices, nargs="+", default=PROGRAMS)
@@ -355,7 +356,10 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="trace and count, do not compile")
     arguments = parser.parse_args()
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+    slices = {"num_slices": arguments.slices} if arguments.slices > 1 else {}
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=arguments.topology, **slices
+    )
     mesh = sharding.make_mesh(topology.devices, fsdp=arguments.fsdp)
     case = Case(
         arguments.size,

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, PyTree
@@ -41,21 +42,52 @@ class MeshConfig(Config):
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
     """Creates the device mesh, with axes `data` and `fsdp`.
 
+    TPUs of several slices are connected by a slower network than those of one: each group of `fsdp`
+    devices is within a slice, and only gradients go between them.
+
     Args:
         devices: Devices of the mesh, a multiple of `fsdp`; by default those of all processes.
         fsdp: Number of devices over which parameters are sharded. The rest is data parallel.
 
     Raises:
-        InputError: The number of devices is not a multiple of `fsdp`.
+        InputError: The number of devices, or of those in a slice, is not a multiple of `fsdp`.
     """
     devices = list(jax.devices() if devices is None else devices)
     if not devices:
         raise InputError("there are no devices, expected at least one")
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"fsdp is {fsdp}, expected a divisor of {len(devices)}, the devices")
+    slices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
+    if len(slices) > 1:
+        grid = _grid_of_slices(devices, len(slices), fsdp)
+    else:
+        grid = np.array(devices).reshape(-1, fsdp)
     # Axes are Auto: `jax.make_mesh` would make Explicit ones, which refuse sharded convolutions.
-    grid = np.array(devices).reshape(-1, fsdp)
     return Mesh(grid, DATA_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _grid_of_slices(devices: list[Any], num_slices: int, fsdp: int) -> np.ndarray:
+    """Returns the devices of several slices, a row for each group over which parameters go."""
+    in_slice, rest = divmod(len(devices), num_slices)
+    if rest or any(
+        count != in_slice for count in Counter(device.slice_index for device in devices).values()
+    ):
+        raise InputError(
+            f"{len(devices)} devices are of {num_slices} slices, expected as many of each"
+        )
+    if in_slice % fsdp:
+        fitting = [size for size in range(1, in_slice + 1) if in_slice % size == 0]
+        raise InputError(
+            f"fsdp is {fsdp}, which would cross the {num_slices} slices of {in_slice} devices; "
+            f"expected one of {fitting}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (in_slice // fsdp, fsdp),
+        (num_slices, 1),
+        devices,
+        # A group may be part of a row and several of them, such as 8 of 4 x 4 chips.
+        allow_split_physical_axes=True,
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

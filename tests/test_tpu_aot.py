@@ -37,6 +37,42 @@ def report(request):
     return json.loads(done.stdout)
 
 
+MESHES = """
+from jax.experimental import topologies
+
+from fd_jax import sharding
+from fd_jax.errors import InputError
+
+devices = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:4x4", num_slices=2
+).devices
+for fsdp in (1, 2, 4, 8, 16):
+    mesh = sharding.make_mesh(devices, fsdp=fsdp)
+    assert dict(mesh.shape) == {"data": 32 // fsdp, "fsdp": fsdp}
+    assert all(len({device.slice_index for device in group}) == 1 for group in mesh.devices)
+    assert len({device.id for device in mesh.devices.flat}) == 32
+for some, fsdp in ((devices, 32), (devices[:24], 1)):
+    try:
+        sharding.make_mesh(some, fsdp=fsdp)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_groups_of_devices_stay_within_a_slice():
+    """Of two slices of 16 chips each."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", MESHES], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [
+        "fsdp is 32, which would cross the 2 slices of 16 devices; expected one of "
+        "[1, 2, 4, 8, 16]",
+        "24 devices are of 2 slices, expected as many of each",
+    ]
+
+
 def test_programs_compile_for_a_tpu(report):
     assert report["chips"] == "4 TPU v5 lite, fsdp 2"
     assert 0 < report["peak_gb"] < report["hbm_gb"] == 16
