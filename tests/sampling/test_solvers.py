@@ -255,7 +255,11 @@ def test_predicts_the_clean_latents(name):
 @pytest.mark.parametrize(
     ("name", "num_steps", "message"),
     [
-        ("euler", 8, r"solver is 'euler', expected one of .*'ddim', 'dpmsolver\+\+', 'lcm', 'pndm'"),
+        (
+            "euler",
+            8,
+            r"solver is 'euler', expected one of .*'ddim', 'dpmsolver\+\+', 'lcm', 'pndm'",
+        ),
         ("ddim", 0, "num_steps is 0, expected at least 1"),
         ("pndm", -3, "num_steps is -3, expected at least 1"),
         ("ddim", 1001, r"num_steps is 1001, expected 1\.\.1000"),
