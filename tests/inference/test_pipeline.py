@@ -214,7 +214,9 @@ def test_progress_gives_the_same_picture(pipe, people, capsys):
     assert "7/7" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 24), (32, 8)])
+@pytest.mark.parametrize(
+    ("height", "width"), [pytest.param(16, 24, marks=pytest.mark.slow), (32, 8)]
+)
 def test_sizes(pipe, people, height, width):
     images = pixels(pipe, ONE, people[:1], height=height, width=width, **FAST)
     assert images.shape == (1, height, width, 3)
@@ -278,6 +280,7 @@ def test_trace(wide_pipe, people):
     np.testing.assert_allclose(images, pixels(wide_pipe, ONE, people[:1], **three), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close(checkpoints, pipe, people):
     mesh = sharding.make_mesh(jax.devices()[:1])
     half = FaceDiffuser.from_pretrained(**checkpoints, dtype="bfloat16", mesh=mesh)

@@ -120,7 +120,9 @@ def test_auto_gathers_no_batch(queries, keys, kind):
     assert got == want
 
 
-@pytest.mark.parametrize(("keys", "dim"), [(256, 40), (384, 80)])
+@pytest.mark.parametrize(
+    ("keys", "dim"), [pytest.param(256, 40, marks=pytest.mark.slow), (384, 80)]
+)
 def test_flash_is_attention(keys, dim):
     """The kernel for TPUs, interpreted: three blocks of queries, one or three of keys."""
     arrays = qkv(1, 384, keys, 2, dim, jnp.bfloat16)

@@ -98,6 +98,7 @@ def test_a_run_that_goes_on_is_the_one_that_never_stopped(whole, tmp_path):
     assert losses(tmp_path) == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_first(whole, tmp_path, monkeypatch):
     number = signal.SIGTERM
     original, count = DevicePrefetcher.__next__, iter(range(10))
@@ -171,6 +172,7 @@ def test_the_best_is_kept(tmp_path):
     assert kept == {6, 4, min(found, key=found.get)}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = make_config(optimizer__learning_rate=1e30, loop__checkpoint_every=1)
     with pytest.raises(NonFiniteError, match=r"step (\d)") as error:
@@ -274,6 +276,7 @@ def autoencoder(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_an_autoencoder_trains_alone(autoencoder):
     *lines, held_out = read_metrics(autoencoder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]

@@ -146,6 +146,7 @@ def test_the_denoising_loss_does_not_reach_the_autoencoder(leaves):
             np.testing.assert_allclose(both[path], g, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_alone_needs_nothing_else(leaves):
     """Its loss is what the others add for theirs, and reaches both of its halves."""
     vae = {path: leaf for path, leaf in leaves.items() if path.startswith("vae/")}
@@ -189,6 +190,7 @@ WIDE = TINY._replace(
 )
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_needs_nothing_else():
     """Its loss is the SDM's appearance loss."""
     leaves = random_leaves(WIDE)
