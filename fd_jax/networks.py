@@ -37,7 +37,9 @@ class _SameKey(nnx.RngStream):
         return self.key[...]
 
 
-def _network(make: Callable[..., nnx.Module]) -> Network:
+def make_network(make: Callable[..., nnx.Module]) -> Network:
+    """Returns a module without its parameters, from a function of the keyword `rngs`."""
+
     def module() -> nnx.Module:
         rngs = nnx.Rngs()
         rngs.params = _SameKey(0, tag="params")  # pyright: ignore[reportAttributeAccessIssue]
@@ -85,10 +87,10 @@ def make_networks(
     width = architecture.text_encoder.hidden_size
     unet = {"dtype": dtype, "attention": attention, "remat": remat}
     return Networks(
-        _network(lambda rngs: TextEncoder(architecture.text_encoder, dtype=dtype, rngs=rngs)),
-        _network(lambda rngs: ImageEncoder(architecture.image_encoder, dtype=dtype, rngs=rngs)),
-        _network(lambda rngs: SubjectFusion(width, dtype=dtype, rngs=rngs)),
-        _network(lambda rngs: UNet(architecture.unet, **unet, rngs=rngs)),
-        _network(lambda rngs: VAE(architecture.vae, dtype=dtype, rngs=rngs)),
+        make_network(lambda rngs: TextEncoder(architecture.text_encoder, dtype=dtype, rngs=rngs)),
+        make_network(lambda rngs: ImageEncoder(architecture.image_encoder, dtype=dtype, rngs=rngs)),
+        make_network(lambda rngs: SubjectFusion(width, dtype=dtype, rngs=rngs)),
+        make_network(lambda rngs: UNet(architecture.unet, **unet, rngs=rngs)),
+        make_network(lambda rngs: VAE(architecture.vae, dtype=dtype, rngs=rngs)),
         jnp.dtype(dtype),
     )

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fd_jax.data.captions import SUBJECT_MARKER
 from fd_jax.data.ffhq.folder import Split
 from fd_jax.data.ffhq.record import decode_image
 from fd_jax.data.ffhq.source import open_source
@@ -17,31 +16,19 @@ from fd_jax.demo.painters import Scene
 from fd_jax.demo.portraits import MIN_PEOPLE, Cutout, People
 from fd_jax.demo.scenes import compose
 from fd_jax.errors import InputError
+from fd_jax.evaluation.cases import Case, Person, name_people
 
 Kind = Literal["seen", "unseen"]  # in training: people of a train list or of a test list
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SPLITS: dict[Kind, Split] = {"seen": "train", "unseen": "test"}
-Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Subject(NamedTuple):
     """A person to insert."""
 
-    id: str
     kind: Kind
-    noun: str  # the word in prompts
-    photograph: Pixels  # the reference
+    person: Person
     cutout: Cutout
-
-
-class EvalCase(NamedTuple):
-    """Inputs of one image, the same for every mode."""
-
-    kind: Kind
-    scene: int  # index of the scene
-    people: tuple[int, ...]  # indices of the subjects, from left to right
-    prompt: str
-    seed: int  # unique
 
 
 def read_subjects(roots: Sequence[Path], most: int) -> list[Subject]:
@@ -72,16 +59,18 @@ def read_subjects(roots: Sequence[Path], most: int) -> list[Subject]:
         for person in (alone[i] for i in chosen):
             record, cutout = source[person.number], people.cut(person)
             photograph = decode_image(record.image, record.id)
-            subjects.append(Subject(record.id, kind, cutout.noun, photograph, cutout))
+            subjects.append(Subject(kind, Person(record.id, cutout.noun, photograph), cutout))
     return subjects
 
 
-def make_grid(subjects: Sequence[Subject], scenes: Sequence[Scene], seeds: int) -> list[EvalCase]:
+def make_grid(subjects: Sequence[Subject], scenes: Sequence[Scene], seeds: int) -> list[Case]:
     """Enumerates all cases: kinds of people x one or two of them x seeds x scenes.
 
-    All people of a kind appear in about the same number of images, on either side.
+    The number of a prompt is that of its scene. All people of a kind appear in about the same
+    number of images, on either side.
     """
-    cases = []
+    cases: list[Case] = []
+    groups: dict[tuple[int, ...], int] = {}
     for kind in KINDS:
         group = [i for i, subject in enumerate(subjects) if subject.kind == kind]
         for count in (1, 2):
@@ -89,8 +78,12 @@ def make_grid(subjects: Sequence[Subject], scenes: Sequence[Scene], seeds: int) 
                 # Each seed shifts the scenes by one, to pair them with other people.
                 scene = (turn + turn // len(scenes)) % len(scenes)
                 people = tuple(group[i] for i in _turn(turn, len(group))[:count])
-                prompt = _prompt([subjects[i].noun for i in people], scenes[scene].phrases[0])
-                cases.append(EvalCase(kind, scene, people, prompt, seed=len(cases)))
+                named = name_people([subjects[i].person.noun for i in people])
+                prompt = f"{named} {scenes[scene].phrases[0]}"
+                number = groups.setdefault(people, len(groups))
+                same = [c for c in cases if (c.group, c.prompt_number) == (number, scene)]
+                case = Case(kind, number, scene, len(same), people, prompt, seed=len(cases))
+                cases.append(case)
     return cases
 
 
@@ -98,12 +91,6 @@ def _turn(turn: int, size: int) -> tuple[int, int]:
     """Returns two indices below `size`; over `size` turns each is first and second once."""
     first = turn % size
     return first, (first + 1 + turn // size % (size - 1)) % size
-
-
-def _prompt(nouns: Sequence[str], where: str) -> str:
-    """Composes a prompt that names people from left to right, as training captions do."""
-    names = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {SUBJECT_MARKER}" for noun in nouns]
-    return f"{' and '.join(names)} {where}"
 
 
 def compose_small(

@@ -1,151 +1,199 @@
-"""Judges of identity: networks that compare the person in an image with reference photographs."""
+"""Judges: what gives each picture its scores."""
 
-import importlib.util
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
-from fd_jax.errors import InputError
-from fd_jax.inference.pipeline import FaceDiffuser
+from fd_jax.evaluation.cases import Case, Person, Pixels
+from fd_jax.evaluation.clip import Clip
+from fd_jax.faces.matching import are_confused, lowest, match_best, match_greedily
+from fd_jax.faces.recognizers import Recognizer, embed_largest, look
 
-Pixels = UInt8[np.ndarray, "_ _ 3"]
-
-# Share of width and height that shows one of two people. In training images their heads lie within
-# 0.03 to 0.49 of the width (or its mirror image) and the neighbour's shoulders reach 0.42; their
-# hair begins 0.26 to 0.36 from the top, which a square of this width at the bottom would cut off.
-WIDTH, HEIGHT = 0.55, 0.75
-
-FACE_MODELS = {"detector": "face_detection_yunet_2023mar.onnx"}
-FACE_MODELS |= {"recognizer": "face_recognition_sface_2021dec.onnx"}
-_JUDGE_SIDE = 320  # longer side of images for YuNet, which then finds faces of all sizes
+Scores = dict[str, Float[np.ndarray, " n"]]  # by measure; NaN where it does not apply
 
 
-def person_view(picture: Pixels, place: int, count: int) -> Pixels:
-    """Crops the square that shows one person of an image.
+class Measure(NamedTuple):
+    """A number for each picture."""
 
-    Args:
-        picture: Square image.
-        place: Index of the person, from the left.
-        count: Number of people, one or two. One person's crop is the whole image. Each of two
-            people has a crop at the bottom, as high as people are, padded to a square with its
-            outermost columns, so that a head is as large in it as in a photograph.
-    """
-    if count == 1:
-        return picture
-    side = len(picture)
-    width, height = round(WIDTH * side), round(HEIGHT * side)
-    left = 0 if place == 0 else side - width
-    part = picture[side - height :, left : left + width]
-    before = (height - width) // 2
-    return np.pad(part, ((0, 0), (before, height - width - before), (0, 0)), "edge")
+    title: str
+    explanation: str
+    # What it measures: plots and the comparison of modes have those of identity and prompt.
+    role: Literal["identity", "prompt", "other"] = "other"
 
 
-class ClipIdentity:
-    """Compares people by the SDM's own image encoder, which is all that the SDM knows of them.
+@runtime_checkable
+class Judge(Protocol):
+    """Scores pictures.
 
-    Args:
-        pipe: Pipeline of the SDM.
-        photographs: The references.
+    Attributes:
+        name: Name in the report.
+        description: What it is, in one line.
+        measures: Its measures by key.
     """
 
-    def __init__(self, pipe: FaceDiffuser, photographs: Sequence[Pixels]):
-        self._pipe = pipe
-        embeds = pipe.embed(photographs)
-        # The mean embedding says that there is a person, not who.
-        self._mean = embeds.mean(axis=0)
-        self._references = _unit(embeds - self._mean)
+    name: str
+    description: str
+    measures: Mapping[str, Measure]
 
-    def __call__(self, views: Sequence[Pixels]) -> Float[np.ndarray, "n m"]:
-        """Computes the cosine between each view and each reference, less the references' mean."""
-        return _unit(self._pipe.embed(views) - self._mean) @ self._references.T
+    def __call__(self, pictures: Sequence[Pixels], cases: Sequence[Case]) -> Scores:
+        """Scores pictures, one for each case."""
+        ...
 
-
-def check_face_models(folder: Path) -> None:
-    """Raises InputError if OpenCV or one of `FACE_MODELS` is missing."""
-    missing = [name for name in FACE_MODELS.values() if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"judges folder {folder} holds no {' and no '.join(missing)}, expected the models of "
-            "YuNet and SFace from OpenCV's model zoo"
-        )
-    if importlib.util.find_spec("cv2") is None:
-        raise InputError(
-            "judges need OpenCV: pip install opencv-python-headless, or leave --judges out"
-        )
+    def chance(self, cases: Sequence[Case]) -> dict[str, float]:
+        """Returns what a model that knows nothing would reach, by measure, where it is known."""
+        ...
 
 
-class FaceRecognizer:
-    """Compares faces by OpenCV's YuNet and SFace, which had no part in training the models.
+class PromptJudge:
+    """Cosine of picture and prompt in CLIP."""
+
+    name = "CLIP"
+
+    def __init__(self, clip: Clip):
+        self._clip = clip
+        self._texts: dict[str, np.ndarray] = {}
+        self.description = clip.description
+        self.measures = {
+            "prompt": Measure(
+                "prompt, CLIP",
+                "cosine of the picture and its prompt without markers",
+                "prompt",
+            )
+        }
+
+    def __call__(self, pictures: Sequence[Pixels], cases: Sequence[Case]) -> Scores:
+        new = sorted({case.prompt for case in cases} - self._texts.keys())
+        if new:
+            self._texts |= dict(zip(new, self._clip.texts(new), strict=True))
+        texts = np.stack([self._texts[case.prompt] for case in cases])
+        return {"prompt": (self._clip.images(pictures) * texts).sum(axis=1).astype(np.float64)}
+
+    def chance(self, cases: Sequence[Case]) -> dict[str, float]:
+        """The cosine of a picture with a prompt of another one is not known beforehand."""
+        return {}
+
+
+class FaceJudge:
+    """Counts faces, and compares them with the people's photographs.
 
     Args:
-        folder: Folder of `FACE_MODELS`.
-        photographs: The references.
-        names: Names of the references, for errors.
+        people: The people of all cases.
+        recognizers: What embeds faces.
 
     Raises:
-        InputError: OpenCV or a model is missing, or there is no face in a photograph.
+        InputError: There is no face in a photograph.
     """
 
-    def __init__(self, folder: Path, photographs: Sequence[Pixels], names: Sequence[str]):
-        check_face_models(folder)
-        import cv2  # optional
+    name = "faces"
 
-        set_log_level = getattr(cv2, "setLogLevel", None)  # which OpenCV 5 lacks
-        if set_log_level is not None:
-            set_log_level(2)  # errors
-        detector, recognizer = (str(folder / name) for name in FACE_MODELS.values())
-        self._detector = cv2.FaceDetectorYN.create(detector, "", (_JUDGE_SIDE, _JUDGE_SIDE))
-        self._recognizer = cv2.FaceRecognizerSF.create(recognizer, "")
-        references = []
-        for name, photograph in zip(names, photographs, strict=True):
-            image = _enlarged(photograph)
-            if not (faces := self._faces(image)):
-                raise InputError(f"YuNet finds no face in the photograph of {name}")
-            references.append(self._feature(image, faces[0]))
-        self._references = np.stack(references)
+    def __init__(self, people: Sequence[Person], recognizers: Sequence[Recognizer]):
+        self._recognizers = recognizers
+        self._references: list[np.ndarray] = []
+        self._others: list[list[np.ndarray]] = []
+        for recognizer in recognizers:
+            embedded = [embed_largest(p.photograph, recognizer, p.id) for p in people]
+            self._references.append(np.stack(embedded))
+            others = [
+                np.array([embed_largest(other, recognizer, p.id) for other in p.others])
+                for p in people
+            ]
+            self._others.append(others)
+        self._has_others = any(person.others for person in people)
+        parts = [recognizer.description for recognizer in recognizers]
+        self.description = "; ".join(["YuNet, OpenCV's detector of faces", *parts])
+        self.measures = {
+            "faces": Measure("faces right", "share of the pictures with as many faces as people")
+        }
+        for recognizer in recognizers:
+            self.measures |= _face_measures(recognizer.name, has_others=self._has_others)
 
-    def __call__(self, picture: Pixels, count: int) -> Float[np.ndarray, "count m"]:
-        """Computes the cosine between each person's face and each reference.
+    def __call__(self, pictures: Sequence[Pixels], cases: Sequence[Case]) -> Scores:
+        scores = {key: np.full(len(cases), np.nan) for key in self.measures}
+        for i, (picture, case) in enumerate(zip(pictures, cases, strict=True)):
+            image, faces = look(picture)
+            scores["faces"][i] = len(faces) == len(case.people)
+            for number, recognizer in enumerate(self._recognizers):
+                embeds = np.array([recognizer(image, face) for face in faces])
+                found = self._compare(number, embeds, case.people)
+                for key, value in found.items():
+                    scores[recognizer.name + key][i] = value
+        return scores
 
-        The clearest face of each half of the image is that of one of two people. NaN stands for
-        no face.
-        """
-        image = _enlarged(picture)
-        found = np.full((count, len(self._references)), np.nan, np.float32)
-        for face in reversed(self._faces(image)):
-            middle = (face[0] + face[2] / 2) / image.shape[1]
-            place = int(middle * count) if 0 <= middle < 1 else None
-            if place is not None:
-                found[place] = self._references @ self._feature(image, face)
+    def _compare(self, number: int, faces: np.ndarray, people: Sequence[int]) -> dict[str, float]:
+        """Returns the scores of one picture by the end of their key."""
+        if not len(faces):
+            return {"": 0.0, " best": 0.0}
+        cosines = faces @ self._references[number][list(people)].T
+        if len(people) == 1:
+            cosines = cosines[:1]  # the clearest face
+        greedy = match_greedily(cosines)
+        scores = {"": lowest(cosines, greedy), " best": lowest(cosines, match_best(cosines))}
+        if len(people) > 1 and len(faces) > 1:
+            scores[" confused"] = float(are_confused(cosines))
+        copied = [
+            copy_paste(faces[face], self._references[number][person], others)
+            for face, person in zip(greedy, people, strict=True)
+            if face >= 0 and len(others := self._others[number][person])
+        ]
+        if copied:
+            scores[" copied"] = float(np.mean(copied))
+        return scores
+
+    def chance(self, cases: Sequence[Case]) -> dict[str, float]:
+        """Of identity: the mean over photographs of different people."""
+        found = {}
+        for recognizer, references in zip(self._recognizers, self._references, strict=True):
+            if len(references) > 1:
+                between = (references @ references.T)[~np.eye(len(references), dtype=bool)]
+                found[recognizer.name] = float(between.clip(min=0).mean())
         return found
 
-    def between_references(self) -> Float[np.ndarray, "m m"]:
-        """Computes the cosines between all references."""
-        return self._references @ self._references.T
 
-    def _faces(self, image: np.ndarray) -> list[np.ndarray]:
-        """Detects faces: boxes, landmarks and scores, the clearest first."""
-        self._detector.setInputSize(image.shape[1::-1])
-        faces = self._detector.detect(image)[1]
-        return [] if faces is None else sorted(faces, key=lambda face: -face[-1])
+def copy_paste(
+    face: Float[np.ndarray, " d"],
+    reference: Float[np.ndarray, " d"],
+    others: Float[np.ndarray, "m d"],
+) -> float:
+    """Measures how much more a face is like the reference than like others of the person.
 
-    def _feature(self, image: np.ndarray, face: np.ndarray) -> Float[np.ndarray, " d"]:
-        aligned: Any = self._recognizer.alignCrop(image, face)
-        return _unit(self._recognizer.feature(aligned))[0]
+    As in MultiID-Bench (arXiv:2510.14975): the angle to another photograph less that to the
+    reference, over the angle between the two photographs. 1 is a copy of the reference, -1 one of
+    the other photograph.
+
+    Args:
+        face: Embedding of a generated face, of length 1.
+        reference: Embedding of the photograph that the model was given.
+        others: Embeddings of further photographs, over which the measure is averaged.
+    """
+    angle = np.arccos(np.clip(others @ face, -1, 1)) - np.arccos(np.clip(reference @ face, -1, 1))
+    between = np.arccos(np.clip(others @ reference, -1, 1))
+    return float(np.mean(angle / np.maximum(between, 1e-6)))
 
 
-def _enlarged(pixels: Pixels) -> np.ndarray:
-    """Resizes an image and converts it to BGR, which SFace expects."""
-    image = Image.fromarray(pixels)
-    scale = _JUDGE_SIDE / max(image.size)
-    size = [max(round(length * scale), 1) for length in image.size]
-    return np.ascontiguousarray(np.asarray(image.resize(size, Image.Resampling.LANCZOS))[..., ::-1])
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(length, 1e-12)
+def _face_measures(name: str, *, has_others: bool) -> dict[str, Measure]:
+    measures = {
+        name: Measure(
+            f"identity, {name}",
+            "cosine of face and photograph, matched from the most similar pair down; of several "
+            "people the lowest; at least 0, and 0 if a face is missing",
+            "identity",
+        ),
+        f"{name} best": Measure(
+            f"identity, {name}, best match",
+            "the same with the matching whose sum is the largest (Hungarian)",
+        ),
+        f"{name} confused": Measure(
+            f"confused, {name}",
+            "share of the pictures of several people in which two faces are most similar to the "
+            "same person, of those with two faces or more",
+        ),
+    }
+    if has_others:
+        measures[f"{name} copied"] = Measure(
+            f"copied, {name}",
+            "copy-paste: 1 where a face is like the photograph given, -1 where it is like another "
+            "photograph of the person, by angles",
+        )
+    return measures

@@ -1,5 +1,6 @@
 """The command line of the evaluation, and all of it on tiny untrained networks."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -13,8 +14,9 @@ from fd_jax import FaceDiffuser, sharding
 from fd_jax.assets import PEOPLE
 from fd_jax.demo import evaluate
 from fd_jax.demo.grid import read_subjects
+from fd_jax.demo.judges import ClipIdentity
 from fd_jax.demo.painters import SCENES
-from fd_jax.evaluation.judges import ClipIdentity
+from fd_jax.errors import InputError
 from fd_jax.images.png import read_settings
 
 
@@ -31,11 +33,10 @@ def evaluated(pair, tmp_path_factory):
         num_steps=2,
         seeds=1,
         batch_size=5,
-        keep_pictures=True,
     )
     subjects = read_subjects([PEOPLE], 2)
     training = {"num_pictures": 4, "num_steps": 2}
-    return given, evaluate.evaluate(pair, given, subjects, None, SCENES[:2], **training)
+    return given, evaluate.evaluate(pair, given, subjects, (), SCENES[:2], **training)
 
 
 def test_all_files_are_written(evaluated):
@@ -43,8 +44,8 @@ def test_all_files_are_written(evaluated):
 
     names = {path.name for path in given.output.iterdir()}
     assert names == {
-        *("report.md", "results.json", "plot.png", "modes.png"),
-        *("scenes.safetensors", "pictures"),
+        *("report.html", "results.json", "plot.png", "pictures.png"),
+        *("scenes.safetensors", "pictures", "cases.jsonl", "settings.json"),
     }
     assert len(found.cases) == 2 * 2 * 2
     for run in found.runs:
@@ -52,9 +53,11 @@ def test_all_files_are_written(evaluated):
     content = json.loads((given.output / "results.json").read_text())
     assert set(content["runs"]) == {"ceiling", *(run.name for run in found.runs)}
     assert content["chance"]["prompt"] == 0.5
-    with Image.open(given.output / "modes.png") as sheet:
+    with Image.open(given.output / "pictures.png") as sheet:
         assert sheet.width > 8 * 128
-    assert (given.output / "report.md").read_text().startswith("# Evaluation")
+    page = (given.output / "report.html").read_text()
+    assert "<h1>Evaluation</h1>" in page
+    assert found.scores["ceiling"]["prompt"].shape == (8,)
 
 
 def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
@@ -63,10 +66,10 @@ def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
     subjects = read_subjects([PEOPLE], 2)
     case = found.cases[5]
 
-    path = given.output / "pictures" / "snf" / "0005.png"
+    path = given.output / "pictures" / "snf" / f"{case.name}.png"
     [expected] = pair(
         case.prompt,
-        [subjects[person].photograph for person in case.people],
+        [subjects[person].person.photograph for person in case.people],
         seed=case.seed,
         num_steps=2,
         solver="dpmsolver++",
@@ -80,7 +83,7 @@ def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
 
 
 def test_devices_share_the_work_of_the_tower(pipe, pair):
-    photographs = [subject.photograph for subject in read_subjects([PEOPLE], 8)]
+    photographs = [subject.person.photograph for subject in read_subjects([PEOPLE], 8)]
 
     one, two = (ClipIdentity(p, photographs)(photographs[:5]) for p in (pipe, pair))
 
@@ -104,7 +107,7 @@ def run(monkeypatch, *arguments):
         (["--max-people", "1"], "max_people is 1"),
         (["--alpha", "0.7"], "alpha is 0.7 and beta is 0.6"),
         (["--people", "nowhere"], "root nowhere does not exist"),
-        (["--judges", "nowhere"], "judges folder nowhere holds no face_detection"),
+        (["--judges", "nowhere"], "face recognizer nowhere does not exist"),
     ],
 )
 def test_bad_input_is_refused_at_once(monkeypatch, tmp_path, capsys, arguments, message):
@@ -113,10 +116,26 @@ def test_bad_input_is_refused_at_once(monkeypatch, tmp_path, capsys, arguments, 
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["report.md", "results.json", "plot.png", "modes.png"])
-def test_an_earlier_evaluation_is_kept(monkeypatch, tmp_path, capsys, name):
-    (tmp_path / name).write_text("earlier")
+def test_the_same_evaluation_is_resumed_and_another_one_refused(evaluated, pair, monkeypatch):
+    """Pictures that exist are not made again."""
+    given, found = evaluated
+    subjects = read_subjects([PEOPLE], 2)
+    training = {"num_pictures": 4, "num_steps": 2}
+    lost = given.output / "pictures" / "snf" / f"{found.cases[3].name}.png"
+    before = np.asarray(Image.open(lost), int)
+    lost.unlink()
+    calls = []
+    sampled = type(pair).__call__
+    monkeypatch.setattr(
+        type(pair), "__call__", lambda *a, **k: calls.append(a[1]) or sampled(*a, **k)
+    )
 
-    run(monkeypatch, "--output", tmp_path)
-    assert re.search(r"exist already.*--overwrite", capsys.readouterr().err)
-    assert (tmp_path / name).read_text() == "earlier"
+    again = evaluate.evaluate(pair, given, subjects, (), SCENES[:2], **training)
+
+    assert calls == [[found.cases[3].prompt]]
+    assert np.abs(np.asarray(Image.open(lost), int) - before).max() <= 1
+    np.testing.assert_array_equal(again.scores["snf"]["prompt"], found.scores["snf"]["prompt"])
+
+    other = dataclasses.replace(given, num_steps=3)
+    with pytest.raises(InputError, match=r"with num_steps 2, here it is 3; .*--overwrite"):
+        evaluate.evaluate(pair, other, subjects, (), SCENES[:2], **training)

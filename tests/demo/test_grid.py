@@ -22,17 +22,17 @@ def folder(tmp_path):
 
 
 def test_train_lists_were_seen_and_test_lists_were_not(subjects):
-    kinds = {subject.id: subject.kind for subject in subjects}
-    nouns = {subject.id: subject.noun for subject in subjects}
+    kinds = {subject.person.id: subject.kind for subject in subjects}
+    nouns = {subject.person.id: subject.person.noun for subject in subjects}
 
     assert [name for name in kinds if kinds[name] == "seen"] == ["P003", "P005", "P006", "P007"]
     assert [name for name in kinds if kinds[name] == "unseen"] == ["P001", "P004", "P008", "P010"]
     assert {name for name in nouns if nouns[name] == "man"} == {"P005", "P007", "P008"}
-    assert all(subject.photograph.shape == (256, 256, 3) for subject in subjects)
+    assert all(subject.person.photograph.shape == (256, 256, 3) for subject in subjects)
 
 
 def test_fewer_people_are_spread_over_the_list():
-    assert [subject.id for subject in read_subjects([PEOPLE], 3)] == [
+    assert [subject.person.id for subject in read_subjects([PEOPLE], 3)] == [
         *("P003", "P006", "P007"),
         *("P001", "P008", "P010"),
     ]
@@ -41,18 +41,18 @@ def test_fewer_people_are_spread_over_the_list():
 def test_a_folder_named_twice_counts_once(subjects):
     again = read_subjects([PEOPLE, PEOPLE], 8)
 
-    assert [subject.id for subject in again] == [subject.id for subject in subjects]
+    assert [subject.person.id for subject in again] == [subject.person.id for subject in subjects]
 
 
 def test_every_scene_is_asked_of_each_kind_and_number(subjects):
     grid = make_grid(subjects, SCENES, 2)
 
-    groups = Counter((case.kind, len(case.people), case.scene) for case in grid)
+    groups = Counter((case.kind, len(case.people), case.prompt_number) for case in grid)
     assert len(groups) == 2 * 2 * len(SCENES)
     assert set(groups.values()) == {2}
     assert len({case.seed for case in grid}) == len(grid)
     for case in grid:
-        assert case.prompt.endswith(SCENES[case.scene].phrases[0])
+        assert case.prompt.endswith(SCENES[case.prompt_number].phrases[0])
         assert {subjects[person].kind for person in case.people} == {case.kind}
     assert grid == make_grid(subjects, SCENES, 2)
 
@@ -82,7 +82,7 @@ def test_prompts_name_people_from_left_to_right(subjects):
     for case in make_grid(subjects, SCENES[:2], 1):
         words = case.prompt.split()
         named = [words[i - 1] for i, word in enumerate(words) if word == "<|image|>"]
-        assert named == [subjects[person].noun for person in case.people]
+        assert named == [subjects[person].person.noun for person in case.people]
 
 
 def test_a_folder_without_test_list_is_refused(folder):

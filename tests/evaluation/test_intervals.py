@@ -44,3 +44,35 @@ def test_scores_of_the_same_cells_are_compared_cell_by_cell():
 @pytest.mark.parametrize("others", [np.zeros(5), -np.ones(5)])
 def test_there_is_no_share_of_nothing(others):
     assert np.isnan(ratio(np.ones(5), others)).all()
+
+
+def test_intervals_over_people_hold_the_truth_at_the_stated_rate():
+    """People differ more than pictures of one; over pictures the interval would be too narrow."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(20), 16)
+    held = {"people": 0, "pictures": 0}
+    for _ in range(100):
+        scores = rng.normal(0.5, 0.1, 20)[people] + rng.normal(0, 0.05, len(people))
+        for name, groups in (("people", people.tolist()), ("pictures", None)):
+            found = mean(scores, groups)
+            held[name] += found.low <= 0.5 <= found.high
+
+    assert 85 <= held["people"] <= 99  # percentiles of 20 people are a little too narrow
+    assert held["pictures"] < 60
+
+
+def test_groups_of_one_picture_are_pictures():
+    scores = np.random.default_rng(0).random(30)
+
+    assert mean(scores, list(range(30))) == mean(scores)
+
+
+def test_groups_count_by_their_pictures():
+    assert mean(np.array([1.0, 1, 1, 0]), ["a", "a", "a", "b"]).value == 0.75
+    alone = mean(np.array([1.0, 0, 1]), ["a", "a", "a"])
+    assert (alone.low, alone.high) == (alone.value, alone.value)
+
+
+def test_what_was_not_measured_is_left_out():
+    assert mean(np.array([np.nan, 1, 3]), ["a", "b", "b"]).value == 2
+    assert np.isnan(mean(np.array([np.nan]))).all()

@@ -24,6 +24,7 @@ class Face(NamedTuple):
 
     box: tuple[int, int, int, int]  # x1, y1, x2, y2 within the image; the last two exclusive
     score: float  # 0..1
+    landmarks: tuple[float, ...] = ()  # x, y of right eye, left eye, nose, right and left mouth
 
     @property
     def height(self) -> int:
@@ -104,7 +105,8 @@ def _detect(image: UInt8[np.ndarray, "h w 3"], scale: float, min_score: float) -
         corners = np.array([row[0], row[1], row[0] + row[2], row[1] + row[3]]) / scale
         x1, y1, x2, y2 = (round(float(c)) for c in corners.clip(0, [width, height] * 2))
         if x1 < x2 and y1 < y2:
-            faces.append(Face((x1, y1, x2, y2), float(row[14])))
+            landmarks = tuple(float(c) / scale for c in row[4:14])
+            faces.append(Face((x1, y1, x2, y2), float(row[14]), landmarks))
     return faces
 
 

@@ -1,23 +1,35 @@
+"""Tables and verdicts, on scores made by hand."""
+
+import html
 import json
+import re
 
 import numpy as np
 import pytest
 
 from fd_jax.demo.evaluate import Arguments
-from fd_jax.demo.grid import EvalCase
-from fd_jax.demo.report import (
+from fd_jax.evaluation.cases import Case, Run
+from fd_jax.evaluation.judges import Measure
+from fd_jax.evaluation.page import page
+from fd_jax.evaluation.report import (
     CEILING,
     Evaluation,
     compare_mix,
     is_above,
-    markdown,
     results,
     retentions,
     swept,
+    tables,
 )
 
+MEASURES = {
+    "identity": Measure("identity", "cosine", "identity"),
+    "sface": Measure("identity, SFace", "cosine", "identity"),
+    "faces": Measure("faces right", "share"),
+    "prompt": Measure("prompt", "share", "prompt"),
+}
 CASES = [
-    EvalCase(kind, scene, people, "a man <|image|> in the snow", seed)
+    Case(kind, len(people), scene, 0, people, "a man <|image|> in the snow", seed)
     for seed, (kind, scene, people) in enumerate(
         (kind, scene, people)
         for kind in ("seen", "unseen")
@@ -34,11 +46,18 @@ def evaluation(**means):
     scores = {}
     for name in names:
         identity, prompt = means.get(name, (0.5, 0.5))
-        keys = {"identity": identity, "identified": 0.7, "sface": identity, "faces": 1.0}
-        keys["prompt"] = prompt
+        keys = {"identity": identity, "sface": identity, "faces": 1.0, "prompt": prompt}
         scores[name] = {key: np.full(len(CASES), value) for key, value in keys.items()}
-    chance = {"prompt": 0.2, "identified": 0.5}
-    return Evaluation(CASES, RUNS, scores, chance, 0.99, {"num_steps": 25})
+    settings = {"num_steps": 25, "sdm": "<b>runs/sdm</b>"}
+    return Evaluation(
+        CASES, RUNS, scores, MEASURES, {"prompt": 0.2}, settings, {"scene": "painted"}, {}
+    )
+
+
+def text_of(found):
+    """The page without its tags, cells with bars between."""
+    shown = page(found, ["plot.png"], {})
+    return re.sub(r"<[^>]+>", "", re.sub(r"</t[dh]>", " | ", re.sub("</tr>", "\n", shown)))
 
 
 GOOD = {"tdm": (0.1, 0.9), "sdm": (0.8, 0.3), "snf": (0.75, 0.85)}
@@ -48,10 +67,11 @@ def test_what_keeps_nine_tenths_of_both_holds():
     found = evaluation(**GOOD)
 
     assert all(retention.holds for retention in retentions(found))
-    text = markdown(found)
-    assert "prompt accuracy: **holds**" in text
+    text = text_of(found)
+    assert "TDM's prompt: holds" in html.unescape(text)
     assert "does not hold" not in text
-    assert "prompt, snf less sdm: 0.55 [0.55, 0.55], more" in text
+    rows = {row[0]: row for row in tables(found)[1].rows}
+    assert rows["snf less sdm"][3] == "0.55 [0.55, 0.55], more"
 
 
 @pytest.mark.parametrize("snf", [(0.71, 0.9), (0.8, 0.8), (0.0, 0.9)])
@@ -59,14 +79,14 @@ def test_what_loses_more_does_not_hold(snf):
     found = evaluation(**GOOD | {"snf": snf})
 
     assert not all(retention.holds for retention in retentions(found))
-    assert "prompt accuracy: **does not hold**" in markdown(found)
+    assert "TDM's prompt: does not hold" in html.unescape(text_of(found))
 
 
 def test_nothing_is_kept_of_nothing():
     found = evaluation(**GOOD | {"sdm": (-0.1, 0.3)})
 
     assert [retention.holds for retention in retentions(found)] == [False, False, True]
-    assert "sdm has none, does not hold" in markdown(found)
+    assert "sdm has none, does not hold" in text_of(found)
 
 
 @pytest.mark.parametrize(
@@ -86,15 +106,13 @@ def test_the_other_ways_to_mix_are_compared_on_both_axes(delayed, above, identit
     assert is_above(gains) == above
     assert {by.measure: by.text for by in gains} == {
         "identity": identity,
-        "identified": "no clear difference",
         "sface": identity,
         "prompt": prompt,
     }
-    rows = markdown(found).split("| snf less |")[1].splitlines()
-    assert rows[2].endswith("| **yes** |")
-    assert rows[2].startswith("| weighted | 0.05 [0.05, 0.05], more |")
-    assert rows[3].startswith("| delayed |")
-    assert rows[3].endswith(f"| **{above}** |")
+    rows = {row[0]: row for row in tables(found)[1].rows}
+    assert rows["snf less weighted"][1] == "0.05 [0.05, 0.05], more"
+    assert rows["snf less weighted"][-1] == "yes"
+    assert rows["snf less delayed"][-1] == above
     assert results(found)["mixes"]["all"]["delayed"]["above"] == above
 
 
@@ -117,21 +135,19 @@ def test_subsets_have_their_own_verdicts():
     unseen = np.array([case.kind == "unseen" for case in CASES])
     found.scores["snf"]["identity"][unseen] = 0
 
-    by_subset = {
-        name: retentions(found.subset(name))[0].holds
-        for name in ("all", "seen", "unseen", "one", "two")
-    }
+    by_subset = {name: retentions(part)[0].holds for name, part in found.subsets().items()}
 
-    assert by_subset == {"all": False, "seen": True, "unseen": False, "one": False, "two": False}
-    assert [len(found.subset(name).cases) for name in ("all", "seen", "one")] == [20, 10, 10]
+    expected = {"all": False, "seen": True, "unseen": False, "1 person": False, "2 people": False}
+    assert by_subset == expected
+    assert [len(part.cases) for part in found.subsets().values()] == [20, 10, 10, 10, 10]
 
 
 def test_measures_that_were_not_taken_are_left_out():
     found = evaluation(**GOOD)
-    for columns in found.scores.values():
-        del columns["sface"], columns["faces"]
+    kept = {key: MEASURES[key] for key in ("identity", "prompt")}
+    found = found._replace(measures=kept)
 
-    assert "SFace" not in markdown(found)
+    assert "SFace" not in text_of(found)
     assert [retention.measure for retention in retentions(found)] == ["identity", "prompt"]
 
 
@@ -140,10 +156,12 @@ def test_results_are_json_and_hold_every_picture():
 
     assert len(found["cases"]) == 20
     assert found["runs"]["snf"]["scores"]["prompt"] == [0.85] * 20
-    assert (found["runs"]["snf"]["alpha"], found["runs"]["snf"]["beta"]) == (0.3, 0.6)
+    sampler = found["runs"]["snf"]["sampler"]
+    assert (sampler["alpha"], sampler["beta"]) == (0.3, 0.6)
+    assert found["means"]["all"]["snf"]["prompt"]["std"] == pytest.approx(0)
     assert {retention["holds"] for retention in found["claim"]["all"]} == {True}
-    assert set(found["mixes"]) == {"all", "seen", "unseen", "one", "two"}
-    identity = found["mixes"]["one"]["weighted"]["gains"][0]
+    assert set(found["mixes"]) == {"all", "seen", "unseen", "1 person", "2 people"}
+    identity = found["mixes"]["1 person"]["weighted"]["gains"][0]
     assert identity["difference"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert (identity["measure"], identity["text"]) == ("identity", "more")
 
@@ -155,3 +173,32 @@ def test_the_sweep_holds_the_main_borders_once():
         (0.25, 0.5)
     ]
     assert len(swept(others)) == 8
+
+
+def test_what_was_not_measured_is_an_empty_cell_and_null():
+    found = evaluation(**GOOD)
+    for columns in found.scores.values():
+        columns["faces"] = np.full(len(CASES), np.nan)
+
+    row = next(row for row in tables(found)[2].rows if row[0] == "snf")
+    assert row[3] == ""
+    content = json.loads(json.dumps(results(found), allow_nan=False))
+    assert content["means"]["all"]["snf"]["faces"]["value"] is None
+    assert content["runs"]["snf"]["scores"]["faces"] == [None] * 20
+
+
+def test_pictures_made_elsewhere_need_no_claim():
+    found = evaluation(**GOOD)._replace(runs=[Run("theirs", None)])
+    found = found._replace(scores={"theirs": found.scores["snf"]})
+
+    assert tables(found)[0].title == "All pictures"
+    assert "claim" not in results(found)
+    assert found.names() == ["theirs"]
+
+
+def test_the_page_executes_nothing_of_what_it_is_given():
+    shown = page(evaluation(**GOOD), [], {"<script>": ['" onerror="x.png']})
+
+    assert "<script>" not in shown
+    assert "<b>runs" not in shown
+    assert 'onerror="' not in shown

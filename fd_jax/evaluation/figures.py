@@ -1,4 +1,4 @@
-"""Draws the evaluation: a plot of identity over prompt accuracy, and a sheet of all modes."""
+"""Draws the evaluation: a plot of identity over prompt, and a sheet of all modes."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from fd_jax.demo.grid import EvalCase, Pixels, Subject
-from fd_jax.demo.report import Evaluation, swept
-from fd_jax.demo.scoring import MEASURES
-from fd_jax.evaluation.intervals import mean
+from fd_jax.evaluation.cases import Case, Person, Pixels
+from fd_jax.evaluation.report import Evaluation, borders, swept
 from fd_jax.images.sheets import INK, scaled
 
 _SIDE, _GAP, _LEFT, _LETTERS = 128, 6, 90, 20
@@ -20,39 +18,42 @@ _LABEL_GAP = 0.045  # between labels, as a share of the plot's height
 
 
 def plot(path: Path, evaluation: Evaluation) -> None:
-    """Plots identity over prompt accuracy: a point for each mode, a line through the sweep.
+    """Plots identity over prompt: a point for each run, a line through the sweep of borders.
 
     Args:
         path: PNG file, replaced if it exists.
-        evaluation: The scores. Each measure of identity has its own panel.
+        evaluation: The scores, with a measure of prompt and one of identity at least. Each
+            measure of identity has its own panel.
     """
     # pyplot would choose a backend for the whole process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measures = [key for key in ("identity", "sface") if key in evaluation.scores["snf"]]
+    measures, [prompt, *_] = evaluation.keys("identity"), evaluation.keys("prompt")
     figure = Figure(figsize=(6 * len(measures), 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = np.ravel(figure.subplots(1, len(measures)))
-    modes = [run.name for run in evaluation.runs if run.name == run.sampler.mode]
+    sweep = sorted(swept(evaluation.runs), key=borders)
     for panel, measure in zip(panels, measures, strict=True):
         points = {
-            name: (mean(scores["prompt"]), mean(scores[measure]))
-            for name, scores in evaluation.scores.items()
+            name: (evaluation.mean(name, prompt), evaluation.mean(name, measure))
+            for name in evaluation.scores
         }
-        sweep = swept(evaluation.runs)
         line = [[axis.value for axis in points[run.name]] for run in sweep]
-        label = "snf, other borders (alpha, beta)"
-        panel.plot(*np.transpose(line), ".-", color="silver", zorder=0, label=label)
-        for number, name in enumerate(modes):
+        if len(sweep) > 1:
+            label = "snf, other borders (alpha, beta)"
+            panel.plot(*np.transpose(line), ".-", color="silver", zorder=0, label=label)
+        for number, name in enumerate(evaluation.names()):
             errors = [[[axis.value - axis.low], [axis.high - axis.value]] for axis in points[name]]
             at = [axis.value for axis in points[name]]
-            style = {"marker": "osD^v"[number], "capsize": 3, "linestyle": "none"}
+            style = {"marker": "osD^vP*X"[number % 8], "capsize": 3, "linestyle": "none"}
             panel.errorbar(*at, yerr=errors[1], xerr=errors[0], label=name, **style)
-        panel.set_xlabel("prompt accuracy")
-        panel.set_ylabel(MEASURES[measure].title)
+        panel.set_xlabel(evaluation.measures[prompt].title)
+        panel.set_ylabel(evaluation.measures[measure].title)
         panel.grid(alpha=0.3)
-        _label(panel, [f"{run.sampler.alpha:g}, {run.sampler.beta:g}" for run in sweep], line)
+        if len(sweep) > 1:
+            labels = [f"{s.alpha:g}, {s.beta:g}" for run in sweep if (s := run.sampler)]
+            _label(panel, labels, line)
     panels[0].legend(fontsize=8)
     figure.savefig(path)
 
@@ -77,28 +78,28 @@ def _label(panel: Any, labels: Sequence[str], points: Sequence[Sequence[float]])
         )
 
 
-def cases_on_sheet(cases: Sequence[EvalCase]) -> list[int]:
-    """Returns the indices of eight cases: two each of one and two people, seen and unseen."""
+def cases_on_sheet(cases: Sequence[Case]) -> list[int]:
+    """Returns the indices of some cases: two each of a kind and number of people."""
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         groups.setdefault((case.kind, len(case.people)), []).append(i)
     chosen = []
     for number, group in enumerate(groups.values()):
-        scenes = len({cases[i].scene for i in group})
-        # Scenes of the first seed, different ones in each group.
-        chosen += [group[(2 * number + step) % scenes] for step in (0, scenes // 2)]
-    return chosen
+        prompts = len({cases[i].prompt_number for i in group})
+        # Different prompts in each group.
+        chosen += [group[(2 * number + step) % prompts] for step in (0, prompts // 2)]
+    return list(dict.fromkeys(chosen))
 
 
 def sheet(
-    pictures: Mapping[str, Sequence[Pixels]], cases: Sequence[EvalCase], subjects: Sequence[Subject]
+    pictures: Mapping[str, Sequence[Pixels]], cases: Sequence[Case], people: Sequence[Person]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws images in a row for each mode, below their prompts and references.
 
     Args:
         pictures: Images by mode, one for each case.
         cases: Inputs of the images, a column each.
-        subjects: People of all cases.
+        people: People of all cases.
     """
     stride = _SIDE + _GAP
     font = ImageFont.load_default(12)
@@ -115,7 +116,7 @@ def sheet(
         x = _LEFT + column * stride
         draw.text((x, _GAP), prompt, fill=INK, font=font)
         for place, person in enumerate(case.people):
-            photograph = scaled(subjects[person].photograph, _SIDE // 2 - 2)
+            photograph = scaled(people[person].photograph, _SIDE // 2 - 2)
             whole.paste(photograph, (x + place * _SIDE // 2, heading))
     for row, (name, made) in enumerate(pictures.items()):
         y = top + row * stride

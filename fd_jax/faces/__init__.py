@@ -1,0 +1,1 @@
+"""Faces in images: recognizers, and the matching of faces with people."""
