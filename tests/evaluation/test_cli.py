@@ -47,7 +47,7 @@ def test_pictures_made_elsewhere_are_scored(run, tmp_path):
     assert found["runs"]["made"]["scores"]["faces"] == [1, 1]
     assert set(found["missing_judges"]) == {"CLIP", "face recognizer"}
     assert "--clip FOLDER" in (tmp_path / "out" / "report.html").read_text()
-    lines = [json.loads(line) for line in (tmp_path / "out" / "cases.jsonl").open()]
+    lines = list(map(json.loads, (tmp_path / "out" / "cases.jsonl").read_text().splitlines()))
     assert [line["prompt"] for line in lines] == [
         *("a woman <|image|> smiling", "a man <|image|> smiling")
     ]
