@@ -77,8 +77,12 @@ class HLO:
                 # One exchange is in several fusions: where it starts, goes on and ends.
                 channel = re.search(r"channel_id=\d+", line)
                 key = channel[0] if channel else line
-                size = sum(map(self._size, self._ARRAY.finditer(match[1])))
-                is_async = starts or match[3] is not None or (key in found and found[key].is_async)
+                arrays = list(self._ARRAY.finditer(match[1]))
+                if match[3] and match[2] in ("all-gather", "reduce-scatter"):
+                    arrays = arrays[len(arrays) // 2 :]  # what goes in comes before what comes out
+                size = sum(map(self._size, arrays))
+                starts_here = match[3] is not None and '"is_sync":true' not in line
+                is_async = starts or starts_here or (key in found and found[key].is_async)
                 found[key] = Exchange(match[2], size, name in self.in_loops, is_async)
         return list(found.values())
 
@@ -123,12 +127,16 @@ class HLO:
         """How many instructions match."""
         return sum(bool(re.search(pattern, line)) for line in self._all())
 
-    @property
-    def pallas_calls(self) -> int:
-        return self.count(r'custom_call_target="tpu_custom_call"')
+    def kernels(self) -> dict[str, int]:
+        """Kernels that are not generated for the program's own operations, by their kinds."""
+        found = re.compile(
+            r'custom_call_target="([^"]+)"|"fusion_backend_config":\{"kind":"([^"]+)"'
+        )
+        matches = filter(None, map(found.search, self._all()))
+        return dict(Counter(match[1] or match[2] for match in matches))
 
     @property
     def unet_convolutions(self) -> int:
         """Of all UNets, but for what the way back computes or computes again."""
         name = r'(?!.*(?:transpose|rematted))[^"]*\bunet\b[^"]*/conv_general_dilated"'
-        return self.count(rf'\bconvolution\(.*op_name="{name}')
+        return self.count(rf'\b(?:convolution|custom-call)\(.*op_name="{name}')  # cuDNN's

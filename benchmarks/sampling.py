@@ -34,9 +34,11 @@ from benchmarks.peers import (
     torch_model,
     torch_sample,
 )
+from fd_jax import sharding
 from fd_jax.architecture import Architecture
 from fd_jax.checkpoints.config_json import config_to_json
 from fd_jax.checkpoints.torch.names import UNET, VAE, Part
+from fd_jax.compilation import compiler_options
 from fd_jax.networks import Networks, make_networks
 from fd_jax.sampling.generate import sample
 from fd_jax.sampling.guidance import as_eps, guided
@@ -71,7 +73,9 @@ def our_unet(
     network = make_networks(configs, dtype=dtype).unet
     (x, contexts), t = inputs(configs, 2, configs.unet.sample_size), np.array([500, 500], np.int32)
     args = jax.device_put((random_weights(network.abstract, "tdm"), x, t, contexts[0]))
-    return jax.jit(lambda params, *xs: network.bind(params)(*xs)), args
+    options = compiler_options(sharding.make_mesh(), dtype)
+    call = jax.jit(lambda params, *xs: network.bind(params)(*xs), compiler_options=options)
+    return call, args
 
 
 def their_unet(
@@ -164,7 +168,7 @@ def our_sampler(networks: Networks) -> Callable[..., jax.Array]:
         vae = networks.vae.bind(params["vae"])
         return jax.lax.map(lambda row: vae.decode(row[None])[0], state.x)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=compiler_options(sharding.make_mesh(), networks.dtype))
 
 
 def their_sampler(

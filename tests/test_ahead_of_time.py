@@ -1,5 +1,6 @@
-"""That the programs compile for TPUs, and to what, on a machine without any."""
+"""That the programs compile for TPUs and GPUs, and to what, on a machine without any."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -7,26 +8,43 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from benchmarks.ahead_of_time import PROGRAMS
+from benchmarks.devices import open_target
 from benchmarks.hlo import HLO
-from benchmarks.tpu_aot import PROGRAMS
 from fd_jax import sharding
+from fd_jax.ops.attention import attention
 
 ROOT = pathlib.Path(__file__).parents[1]
+TARGETS = {"tpu": "v5e:2x2", "gpu": "h100:4"}
+TRAINING = ("tdm", "sdm")
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
+def skip_without(platform):
+    """Skips a test where the compiler of a platform is not installed."""
+    plugins, how = {
+        "tpu": (["libtpu"], "pip install -r requirements-tpu.txt"),
+        "gpu": (["jax_cuda12_plugin", "jax_cuda13_plugin"], 'pip install -e ".[cuda]"'),
+    }[platform]
+    if not any(map(importlib.util.find_spec, plugins)):
+        pytest.skip(f"{plugins[0]} is not installed: {how}")
+
+
+@pytest.fixture(scope="module", params=[(x, y) for x in TARGETS for y in PROGRAMS], ids="-".join)
 def report(request):
-    """What benchmarks/tpu_aot.py prints of a tiny program, compiled for four chips."""
-    pytest.importorskip(
-        "libtpu", reason="libtpu is not installed: pip install -r requirements-tpu.txt"
-    )
+    """What benchmarks/ahead_of_time.py prints of a tiny program, compiled for four devices."""
+    platform, program = request.param
+    skip_without(platform)
     # In a process of its own, as the library for TPUs stays loaded.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = [f"--target={TARGETS[platform]}", "--fsdp=2", "--program", program]
     done = subprocess.run(
-        [sys.executable, "benchmarks/tpu_aot.py", "--fsdp=2", "--program", request.param],
+        [sys.executable, "benchmarks/ahead_of_time.py", *options],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -34,7 +52,7 @@ def report(request):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"platform": platform}
 
 
 MESHES = """
@@ -73,10 +91,15 @@ def test_groups_of_devices_stay_within_a_slice():
     ]
 
 
-def test_programs_compile_for_a_tpu(report):
-    assert report["chips"] == "4 TPU v5 lite, fsdp 2"
-    assert 0 < report["peak_gb"] < report["hbm_gb"] == 16
-    assert 0 < report["hbm_gb_per_image"] < report["accessed_gb_per_image"]
+def test_programs_compile_without_the_device(report):
+    kind, room = {"tpu": ("TPU v5 lite", 16), "gpu": ("NVIDIA H100 80GB HBM3", 84.9)}[
+        report["platform"]
+    ]
+    assert report["devices"] == f"4 {kind}, fsdp 2"
+    assert 0 < report["peak_gb"] < report["memory_gb"] == room
+    assert report["traffic_gb_per_image"] > 0
+    assert report["seconds"]["arithmetic"] > 0
+    assert report["bound_by"] == max(report["seconds"], key=report["seconds"].get)
 
 
 def test_programs_hold_few_copies_of_a_unet(report):
@@ -85,19 +108,85 @@ def test_programs_hold_few_copies_of_a_unet(report):
     assert report["unet_bodies"] == expected[report["program"]]
 
 
-def test_long_self_attention_is_a_kernel(report):
-    """Three layers of a UNet at 32 x 32, in training on the way back twice more; the VAE's one."""
-    step = 3 * 3 + 1
-    expected = {"unet": 3, "encode": 0, "sampler": 2 * 3, "decode": 1, "tdm": step, "sdm": step}
-    assert report["pallas_calls"] == expected[report["program"]]
+def test_attention_is_a_kernel(report):
+    """On a TPU self-attention of many pixels, with two kernels on its way back. On a GPU all that
+    has heads of a multiple of 8 channels, but for maps that the localization loss reads."""
+    program, kernels = report["program"], report["kernels"]
+    if report["platform"] == "tpu":  # three layers at 32 x 32, and the VAE's one
+        step = 3 * 3 + 1
+        expected = {"unet": 3, "sampler": 2 * 3, "decode": 1, "tdm": step, "sdm": step}
+        assert kernels.get("tpu_custom_call", 0) == expected.get(program, 0)
+        return
+    forward, back = (
+        kernels.get("__cudnn$fmhaSoftmax", 0),
+        kernels.get("__cudnn$fmhaSoftmaxBackward", 0),
+    )
+    # Four layers, each of self-attention and cross-attention; three of the latter give maps.
+    expected = {
+        "unet": (8, 0),
+        "sampler": (2 * 8, 0),
+        "decode": (1, 0),
+        "tdm": (9, 8),
+        "sdm": (6, 5),
+    }
+    assert (forward, back) == expected.get(program, (0, 0))
 
 
-def test_chips_exchange_no_more_than_they_must(report):
+def test_devices_exchange_no_more_than_they_must(report):
     """Parameters are gathered once a step of training, and never in sampling."""
-    trains = report["program"] in ("tdm", "sdm")
+    trains = report["program"] in TRAINING
     assert report["collectives_in_loops"] == {}
     assert bool(report["collectives"]) == trains
     assert (report["exchanged_gb"] > report["of_it_async_gb"] > 0) == trains
+
+
+# Queries, keys, heads and channels a head, of Stable Diffusion 1.5 at 512 px: its UNet's levels to
+# themselves and to the prompt, and its autoencoder. CLIP's 257 patches are tried as well.
+FORMS = [
+    *((side**2, keys or side**2, 8, 320 * times // 8) for keys in (None, 77)
+      for side, times in ((64, 1), (32, 2), (16, 4), (8, 4))),
+    (4096, 4096, 1, 512),
+    (77, 77, 12, 64),
+    (257, 257, 16, 64),
+]  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module",
+    params=["h100:1", *(pytest.param(x, marks=pytest.mark.slow) for x in ("a100:1", "b200:1"))],
+)
+def all_forms(request):
+    """All forms of attention and their gradients, compiled for a GPU."""
+    skip_without("gpu")
+    _, devices = open_target(request.param)
+    mesh = sharding.make_mesh(devices)
+    where = NamedSharding(mesh, P())
+
+    def shape(length, heads, dim):
+        return jax.ShapeDtypeStruct((2, length, heads, dim), jnp.bfloat16, sharding=where)
+
+    def loss(arrays):
+        with sharding.on_mesh(mesh):
+            return sum(attention(*qkv).astype(jnp.float32).sum() for qkv in arrays)
+
+    arrays = [
+        (shape(queries, heads, dim), *[shape(keys, heads, dim)] * 2)
+        for queries, keys, heads, dim in FORMS
+    ]
+    step = jax.jit(jax.value_and_grad(loss))
+    return step.lower(arrays).compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+
+
+def test_all_forms_of_attention_compile_for_a_gpu(all_forms):
+    """The kernel is taken wherever heads have no more than 128 channels, on the way back too."""
+    fast = sum(dim <= 128 for *_, dim in FORMS)
+    kernels = HLO(all_forms.as_text()).kernels()
+    assert kernels["__cudnn$fmhaSoftmax"] == kernels["__cudnn$fmhaSoftmaxBackward"] == fast
+
+
+def test_no_form_of_attention_holds_all_probabilities(all_forms):
+    """Those of the autoencoder alone would be 2 x 4096 x 4096 numbers, of which each has a few."""
+    assert all_forms.memory_analysis().temp_size_in_bytes < 4 * 2 * 4096**2
 
 
 def test_collectives_are_found_inside_and_outside_of_loops():

@@ -1,39 +1,35 @@
-"""Compiles the programs of sampling and training for TPUs, on a machine without any.
+"""Compiles the programs of sampling and training for TPUs and GPUs, on a machine without any.
 
-    pip install -r requirements-tpu.txt
-    PYTHONPATH=. python benchmarks/tpu_aot.py --topology v5e:2x2 --size tiny --program sampler
+    pip install -r requirements-tpu.txt      # for TPUs
+    pip install -e ".[cuda]"                 # for GPUs
+    PYTHONPATH=. python benchmarks/ahead_of_time.py --target v5e:2x2 --program sampler
+    PYTHONPATH=. python benchmarks/ahead_of_time.py --target h100:8 --fsdp 8 --program tdm sdm
 
-Prints a report of each program as JSON: what the compiler says, and what it left in the program.
-Nothing runs. Exits with 1 if the sampling loop gathers anything from other chips, or if a program
-does not fit the chip. `--size full` is Stable Diffusion 1.5 at 512 px, whose compilation takes
-minutes a program; `--trace` stops before. The program `peer` is the UNet call of diffusers' Flax
-model, for which benchmarks/requirements.txt is needed too.
+Prints a report of each program as JSON: what the compiler says, what it left in the program, and
+the roofline: the time that its arithmetic and its traffic would take alone, of which the longer
+binds. Nothing runs. Exits with 1 if the sampling loop gathers anything from other devices, or if a
+program does not fit its device. `--size full` is Stable Diffusion 1.5 at 512 px, whose compilation
+takes minutes a program; `--trace` stops before. The program `peer` is the UNet call of diffusers'
+Flax model, for which benchmarks/requirements.txt is needed too.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
-import os
 import pathlib
 import sys
 import time
 from functools import partial
 from typing import Any, NamedTuple
 
-# There is no TPU to ask, and whether another process has loaded the library matters to none.
-os.environ |= {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.devices import Device, open_target
 from benchmarks.hlo import HLO
 from configs import sdm_ffhq, tdm_ffhq
 from fd_jax import params, sharding
@@ -57,11 +53,10 @@ from fd_jax.training.learner import make_learner, model_task
 from fd_jax.training.step import init_state
 from fd_jax.training.trainer import jit_train_step
 
+# The choice among Triton's kernels for products of matrices is made by timing them on the device.
+OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 PROGRAMS = ("unet", "encode", "sampler", "decode", "tdm", "sdm")
 GB = 1e9
-# By device kind, from the makers' data sheets.
-HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
-
 # Latents of 32 x 32 with heads of 40 channels, as small as the kernel of attention takes them.
 TINY = Architecture(
     UNetConfig(
@@ -101,8 +96,9 @@ class Case:
     """What programs are compiled for."""
 
     size: str
+    device: Device
     mesh: Mesh
-    batch: int  # images a chip
+    batch: int  # images a device
     remat: str = "none"
     ema: bool = False
     encoded: bool = False
@@ -296,38 +292,43 @@ def report(name: str, program: Program, case: Case, *, compiles: bool) -> dict[s
     found: dict[str, Any] = {
         "program": name,
         "size": case.size,
-        "chips": f"{mesh.size} {mesh.devices.flat[0].device_kind}, fsdp {mesh.shape['fsdp']}",
-        "images_per_chip": case.batch,
+        "devices": f"{mesh.size} {mesh.devices.flat[0].device_kind}, fsdp {mesh.shape['fsdp']}",
+        "images_per_device": case.batch,
         "trace_seconds": round(time.perf_counter() - begin, 1),
         "tflop_per_image": round(program.flops / case.rows / 1e12, 6),
     }
     if not compiles:
         return found
     begin = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=OPTIONS if case.device.gpu else {})
     seconds = time.perf_counter() - begin
     memory, hlo = compiled.memory_analysis(), HLO(compiled.as_text())
     exchanges = hlo.exchanges()
-
-    def an_image(of_a_trip: float) -> float:
-        return round(of_a_trip * program.trips / case.batch / GB, 6)
-
+    costs = compiled.cost_analysis()  # None for GPUs
+    traffic = hlo.hbm_bytes() * program.trips  # of one device
+    seconds_of = {
+        "arithmetic": program.flops / mesh.size / case.device.peak,
+        "traffic": traffic / case.device.bandwidth,
+    }
     return found | {
         "compile_seconds": round(seconds, 1),
-        "hbm_gb": HBM.get(mesh.devices.flat[0].device_kind),
+        "memory_gb": round(case.device.memory / GB, 1),
         "peak_gb": round(memory.peak_memory_in_bytes / GB, 6),
         "argument_gb": round(memory.argument_size_in_bytes / GB, 6),
         "temp_gb": round(memory.temp_size_in_bytes / GB, 6),
         "code_gb": round(memory.generated_code_size_in_bytes / GB, 6),
         # What is inside of kernels is in neither, but for what goes into and out of them.
-        "hbm_gb_per_image": an_image(hlo.hbm_bytes()),
-        "accessed_gb_per_image": an_image(compiled.cost_analysis()["bytes accessed"]),
+        "traffic_gb_per_image": round(traffic / case.batch / GB, 6),
+        "accessed_gb_per_image": costs
+        and round(costs["bytes accessed"] * program.trips / case.batch / GB, 6),
+        "seconds": {name: round(value, 9) for name, value in seconds_of.items()},
+        "bound_by": max(seconds_of, key=seconds_of.__getitem__),
         "collectives": hlo.collectives(in_loops=False),
         "exchanged_gb": round(sum(x.size for x in exchanges) / GB, 6),
         "of_it_async_gb": round(sum(x.size for x in exchanges if x.is_async) / GB, 6),
         "collectives_in_loops": hlo.collectives(in_loops=True),
         "unet_bodies": hlo.unet_convolutions / convolutions(case),
-        "pallas_calls": hlo.pallas_calls,
+        "kernels": hlo.kernels(),
     }
 
 
@@ -341,41 +342,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topology", default="v5e:2x2", help="v5e:2x2, v6e:8x8, v5p:2x2x1, ...")
+    parser.add_argument(
+        "--target", default="v5e:2x2", help="v5e:16x16, v5p:2x2x1, h100:8, a100:1, b200:1, ..."
+    )
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology")
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
     choices = (*PROGRAMS, "peer")
     parser.add_argument("--program", choices=choices, nargs="+", default=PROGRAMS)
     parser.add_argument(
-        "--fsdp", type=int, default=1, help="chips that parameters are divided over"
+        "--fsdp", type=int, default=1, help="devices that parameters are divided over"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images a chip")
+    parser.add_argument(
+        "--batch", type=int, default=[1], nargs="+", help="images a device; of several, each"
+    )
     parser.add_argument("--remat", choices=("none", "dots", "blocks"), default="none")
     parser.add_argument("--ema", action="store_true", help="training keeps averages (EMA)")
     parser.add_argument("--encoded", action="store_true", help="training reads encodings of data")
     parser.add_argument("--trace", action="store_true", help="trace and count, do not compile")
     arguments = parser.parse_args()
 
-    slices = {"num_slices": arguments.slices} if arguments.slices > 1 else {}
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=arguments.topology, **slices
-    )
-    mesh = sharding.make_mesh(topology.devices, fsdp=arguments.fsdp)
-    case = Case(
-        arguments.size,
-        mesh,
-        arguments.batch,
-        remat=arguments.remat,
-        ema=arguments.ema,
-        encoded=arguments.encoded,
-    )
-    for name in arguments.program:
+    device, devices = open_target(arguments.target, arguments.slices)
+    mesh, faults = sharding.make_mesh(devices, fsdp=arguments.fsdp), []
+    for name, batch in itertools.product(arguments.program, arguments.batch):
+        case = Case(
+            arguments.size,
+            device,
+            mesh,
+            batch,
+            remat=arguments.remat,
+            ema=arguments.ema,
+            encoded=arguments.encoded,
+        )
         found = report(name, make_program(name, case), case, compiles=not arguments.trace)
         print(json.dumps(found, indent=2), flush=True)
         if name == "sampler" and found.get("collectives_in_loops"):
-            sys.exit("the sampling loop moves numbers between chips, expected none")
-        if (room := found.get("hbm_gb")) is not None and found["peak_gb"] > room:
-            sys.exit(f"{name} takes {found['peak_gb']} GB of a chip, expected at most {room}")
+            faults.append("the sampling loop moves numbers between devices, expected none")
+        if found.get("peak_gb", 0) > (room := device.memory / GB):
+            taken = f"{name} takes {found['peak_gb']} GB of a device with {batch} images"
+            faults.append(f"{taken}, expected at most {room:.1f}")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":
