@@ -1,5 +1,7 @@
 """Parity of the SDM's losses and gradients with the released PyTorch code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from fd_jax import params, sharding
 from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
+from fd_jax.compilation import compiler_options
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.training.config import ObjectiveConfig
@@ -18,6 +21,8 @@ from tests.helpers.flat_files import SDM_PARTS, load_flat_file, read_configs
 from tests.helpers.released_weights import write_checkpoints
 
 pytestmark = pytest.mark.golden
+
+MESH = sharding.make_mesh(jax.devices()[:1])
 
 # What the released training trains.
 TRAIN = (("unet/", 1.0), ("subject_fusion/", 1.0), (r"image_encoder/layers/-[12]/", 1.0))
@@ -33,7 +38,7 @@ def model(goldens, tmp_path_factory):
     paths = write_checkpoints(goldens, tmp_path_factory.mktemp("released"))
     configs, _ = read_configs(paths["base"], paths["image_encoder"])
     networks = make_networks(configs, attention="plain")
-    where = sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
+    where = sharding.replicated(MESH)
     abstract = {part: getattr(networks, part).abstract for part in SDM_PARTS}
     placement = Placement("float32", lambda path, shape: where)
     loaded, _ = load_flat_file(paths["sdm"], SDM_PARTS, abstract, placement, wanted=list(SDM_PARTS))
@@ -71,7 +76,7 @@ def step(request, goldens, model):
     trained = {path: leaves[path] for path in names}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in names}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options(MESH, jnp.float32))
     def gradient(trained, frozen, inputs, draws):
         def loss(trained):
             return task.loss(params.nested(trained | frozen), inputs, draws)
