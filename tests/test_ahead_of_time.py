@@ -137,7 +137,7 @@ def test_devices_exchange_no_more_than_they_must(report):
     trains = report["program"] in TRAINING
     assert report["collectives_in_loops"] == {}
     assert bool(report["collectives"]) == trains
-    assert (report["exchanged_gb"] > report["of_it_async_gb"] > 0) == trains
+    assert (report["exchanged_gb"] >= report["of_it_async_gb"] > 0) == trains
 
 
 # Queries, keys, heads and channels a head, of Stable Diffusion 1.5 at 512 px: its UNet's levels to
