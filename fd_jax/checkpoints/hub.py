@@ -107,7 +107,7 @@ def open_repository(repo: str) -> HubModel:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
         OfflineModeIsEnabled,
     )
 
@@ -194,7 +194,11 @@ def _hub_errors(repo: str) -> Iterator[None]:
         yield
     except errors.RepositoryNotFoundError as error:
         raise _refused(repo, error) from error
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+    except (
+        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        errors.EntryNotFoundError,
+        OSError,
+    ) as error:
         why = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{repo} cannot be downloaded from the hub: {why}") from error
 

@@ -74,7 +74,7 @@ def ratio(
 
 
 def _kept(groups: Sequence[Hashable] | None, kept: np.ndarray) -> list[Hashable] | None:
-    return None if groups is None else [groups[i] for i in np.flatnonzero(kept)]
+    return None if groups is None else [groups[int(i)] for i in np.flatnonzero(kept)]
 
 
 def _resampled(

@@ -1,6 +1,6 @@
 """Judges: what gives each picture its scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,7 +35,7 @@ class Judge(Protocol):
 
     name: str
     description: str
-    measures: Mapping[str, Measure]
+    measures: dict[str, Measure]
 
     def __call__(self, pictures: Sequence[Pixels], cases: Sequence[Case]) -> Scores:
         """Scores pictures, one for each case."""

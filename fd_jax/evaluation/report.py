@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
         """Returns all cases, those of each kind, and those of each number of people."""
         kinds = list(dict.fromkeys(case.kind for case in self.cases))
         counts = sorted({len(case.people) for case in self.cases})
-        found = {"all": self}
+        found: dict[str, Evaluation] = {"all": self}
         if len(kinds) > 1:
             for kind in kinds:
                 found[kind] = self.of([i for i, c in enumerate(self.cases) if c.kind == kind])

@@ -97,7 +97,7 @@ class OnnxRecognizer:
     def __init__(self, path: Path):
         if importlib.util.find_spec("onnxruntime") is None:
             raise InputError(f"face recognizer {path} needs the package onnxruntime")
-        import onnxruntime  # optional
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # optional
 
         self.name = path.stem
         self.description = f"{path.name} in onnxruntime {onnxruntime.__version__}"

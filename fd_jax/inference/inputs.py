@@ -123,8 +123,9 @@ def join_inputs(parts: Sequence[SamplingInputs]) -> SamplingInputs:
     """Returns the inputs of several batches as one."""
     most = max(_photographs_each(part) for part in parts)
     parts = [_with_photographs(part, most) for part in parts]
-    columns = zip(*parts, strict=True)
-    return SamplingInputs(*(None if c[0] is None else np.concatenate(c) for c in columns))
+    columns: Any = zip(*parts, strict=True)
+    joined: Any = [None if c[0] is None else np.concatenate(c) for c in columns]
+    return SamplingInputs(*joined)
 
 
 def shown_references(inputs: SamplingInputs, row: int) -> list[UInt8[np.ndarray, "r r 3"]]:

@@ -101,7 +101,8 @@ def _noise(state: SolverState, row: SolverRows) -> Latents:
             own = jax.random.fold_in(key, row.step_index + 1)
             return jax.random.normal(own, state.x.shape[1:], jnp.float32)
 
-        return jax.vmap(one)(state.keys)
+        keys: Any = state.keys  # the caller asks for noise only where there are keys
+        return jax.vmap(one)(keys)
 
     return jax.lax.cond(row.noise_weight > 0, draw, lambda: jnp.zeros_like(state.x))
 

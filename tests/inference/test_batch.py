@@ -189,11 +189,11 @@ def test_pictures_are_written_as_they_are_made(run, people, tmp_path, monkeypatc
 
     write, out = writer.PictureWriter.write, tmp_path / "cut"
 
-    def interrupted(self, pipe, samples, pictures):
+    def interrupted(self, pipe, samples, pictures, inputs):
         assert len(samples) <= 2  # so that memory does not grow with their number
         if pictures[0].number >= 2:
             raise KeyboardInterrupt
-        write(self, pipe, samples, pictures)
+        write(self, pipe, samples, pictures, inputs)
 
     with monkeypatch.context() as patch:
         patch.setattr(writer.PictureWriter, "write", interrupted)
