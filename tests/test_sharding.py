@@ -118,7 +118,7 @@ def compiled():
         lowered = {
             "encode": programs._encode.lower(params, requests),
             "start": programs._start.lower(*seeds, **size),
-            "continue": programs._continue.lower(given),
+            "continue": programs._continue.lower(given, *seeds),
             "sample": programs._sample.lower(*inputs, smoothing="box", trace=True),
             "decode": programs._decode.lower(params.vae, state.x),
         }
@@ -143,7 +143,7 @@ def test_the_sampler_goes_on_from_its_own_state(compiled, name):
     """It is laid out as the first one, so that the second part of a table compiles nothing."""
     first, (later, _) = compiled[name].output_shardings, compiled["sample"].output_shardings
 
-    for a, b, ndim in zip(first, later, (4, 4, 5), strict=True):
+    for a, b, ndim in zip(first, later, (4, 4, 5, 1), strict=True):
         assert a.is_equivalent_to(b, ndim)
 
 

@@ -208,7 +208,9 @@ def test_pictures_are_written_as_they_are_made(run, people, tmp_path, monkeypatc
     assert "made 4 pictures" in printed
     assert names(out) == names(tmp_path / "whole")
     for name in names(out):
-        np.testing.assert_array_equal(pixels(out / name), pixels(tmp_path / "whole" / name))
+        # The neighbours in a batch may change the rounding.
+        found, expected = (pixels(folder / name) for folder in (out, tmp_path / "whole"))
+        np.testing.assert_allclose(found.astype(int), expected, atol=1)
     assert {name: (out / name).stat().st_mtime_ns for name in stamps} == stamps
     assert "nothing to make" in run(*arguments, out)[1]
 
