@@ -17,7 +17,6 @@ from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.weights import open_weights
 from fd_jax.errors import CheckpointError, OutputError
 from fd_jax.files import read_json, write_json
-from fd_jax.inference.sources import load_models, open_sources
 from fd_jax.networks import make_networks
 from tests.helpers.flat_files import TDM_PARTS
 from tests.helpers.networks import TINY
@@ -166,9 +165,7 @@ def test_a_flipped_bit_is_noticed_and_the_file_named(bundle, tmp_path, name):
     content[-3] ^= 4  # of the last number, or of JSON
     (out / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.* (has changed|no readable)"):
-        load_models(
-            open_sources(out, out, None, None), make_networks(TINY).shapes(), place_on_one()
-        )
+        FaceDiffuser.from_pretrained(sdm=out, tdm=out, mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
 def test_a_missing_file_is_named(bundle, tmp_path):
