@@ -250,6 +250,7 @@ def test_files_and_scales(tmp_path):
         parse_lora("a:nan")
 
 
+@pytest.mark.slow
 def test_the_models_of_a_pipeline(checkpoints, pipe, factors, tmp_path):
     """Each LoRA changes the models that it is for; the text encoder is the SDM's."""
     path = tmp_path / "x.safetensors"

@@ -100,6 +100,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(np.asarray(found[path]), np.asarray(array), str(path))
 
 
+@pytest.mark.slow
 def test_full_size_names_and_shapes(monkeypatch):
     monkeypatch.setattr(np, "ascontiguousarray", lambda array: array)  # they are hollow
     networks = make_networks(Architecture())

@@ -552,6 +552,7 @@ def test_runs_of_other_architectures_are_refused(checkpoints, runs, tmp_path):
     refuses(r"sdm is of another architecture: unet.*, expected float32\[32", **narrow)
 
 
+@pytest.mark.slow
 def test_without_paths_the_bundled_models_are_read(bundled_models, pair, people):
     mesh = sharding.make_mesh(jax.devices()[:1])
     pipe = FaceDiffuser.from_pretrained(mesh=mesh)
@@ -575,6 +576,7 @@ def test_a_package_without_models_is_named(monkeypatch, tmp_path):
         FaceDiffuser.from_pretrained()
 
 
+@pytest.mark.slow
 def test_a_base_without_tokenizer_takes_that_of_clip(checkpoints, pipe, people, tmp_path):
     paths = copy(checkpoints, tmp_path)
     (paths["base"] / "tokenizer" / "merges.txt").unlink()
