@@ -31,10 +31,7 @@ from fd_jax.sampling.stages import SamplerConfig, make_steps
 
 REPORT, RESULTS, PLOT, SHEET = "report.html", "results.json", "plot.png", "pictures.png"
 # Alpha and beta, besides the main ones.
-SWEEP = (
-    *((0.1, 0.4), (0.2, 0.5), (0.3, 0.6), (0.4, 0.7)),
-    *((0.1, 0.8), (0.2, 0.8), (0.0, 1.0)),
-)
+SWEEP = ((0.1, 0.4), (0.2, 0.5), (0.3, 0.6), (0.4, 0.7), (0.1, 0.8), (0.2, 0.8), (0.0, 1.0))
 MODES = ("tdm", "sdm", "weighted", "delayed", "snf")
 _AT_A_TIME = 64  # pictures that are scored together
 _EXAMPLES = 12  # pictures of each run on the page
@@ -127,7 +124,11 @@ def sample(
             for run in runs:
                 bar.set_postfix_str(run.name)
                 make_pictures(
-                    *(pipe, run, plan.cases, plan.people, folders[run.name]),
+                    pipe,
+                    run,
+                    plan.cases,
+                    plan.people,
+                    folders[run.name],
                     batch_size=batch_size,
                     bar=bar,
                 )

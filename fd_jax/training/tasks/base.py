@@ -106,8 +106,11 @@ def _from_cache(stored: Array | None) -> Array | None:
 
 # Fields of the objective, by what has to train for them to have an effect.
 SUBJECT_OBJECTIVE = (
-    *("mask_probability", "absent"),
-    *("localization_weight", "localization_levels", "appearance_weight"),
+    "mask_probability",
+    "absent",
+    "localization_weight",
+    "localization_levels",
+    "appearance_weight",
 )
 NOISE_OBJECTIVE = ("min_snr_gamma", "timestep_scale", "prediction_type")
 IMAGE_OBJECTIVE = ("reconstruction_weight", "divergence_weight")
