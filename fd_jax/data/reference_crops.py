@@ -54,19 +54,29 @@ def crop_reference(photograph: Pixels, *, always: bool = False) -> ReferenceCrop
     is_portrait = max(photograph.shape[:2]) <= _PORTRAIT * taken.height
     if len(faces) == 1 and is_portrait and not always:
         return ReferenceCrop(photograph, "")
-    notes = []
-    if len(faces) > 1:
-        x, y = round(taken.middle), (taken.box[1] + taken.box[3]) // 2
-        notes.append(f"of {len(faces)} faces the largest is taken, at x {x}, y {y}")
+    crop = crop_face(photograph, taken, faces)
+    if len(faces) == 1:
+        return crop
+    x, y = round(taken.middle), (taken.box[1] + taken.box[3]) // 2
+    which = f"of {len(faces)} faces the largest is taken, at x {x}, y {y}"
+    return crop._replace(note="; ".join(filter(None, (which, crop.note))))
+
+
+def crop_face(photograph: Pixels, taken: Face, faces: Sequence[Face]) -> ReferenceCrop:
+    """Cuts out head and shoulders of one face, with noise behind the person.
+
+    Args:
+        photograph: RGB.
+        taken: The face.
+        faces: All faces of people, whose pixels become noise as well.
+    """
     square = _square(taken, *photograph.shape[:2])
     faces = [taken, *(face for face in faces if face is not taken)]
     try:
-        pixels = _with_noise(photograph, square, faces)
+        return ReferenceCrop(_with_noise(photograph, square, faces), "")
     except LeftOut as reason:
         x1, y1, x2, y2 = square
-        pixels = photograph[y1:y2, x1:x2]
-        notes.append(f"the background is kept: {reason}")
-    return ReferenceCrop(pixels, "; ".join(notes))
+        return ReferenceCrop(photograph[y1:y2, x1:x2], f"the background is kept: {reason}")
 
 
 def _square(face: Face, height: int, width: int) -> tuple[int, int, int, int]:

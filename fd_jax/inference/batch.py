@@ -64,25 +64,29 @@ def sample_prompt(
     pipe = load(make_mesh())
     begin = time.perf_counter()
     inputs = writer.make_inputs(pipe, missing[0])
+    rows = [row for picture in missing for row in writer.rows(picture)]
+    num_rows = len(rows) // len(missing) * len(pictures)
     batches = pipe.sample_batches(
         inputs,
-        [ImageKey(0, picture.seed, picture.number) for picture in missing],
+        [ImageKey(0, row.seed, row.number) for row in rows],
         sampler=writer.images.sampler,
         size=pipe.latent_size(writer.images.height, writer.images.width),
         # The same for what is missing as for all, so that the pictures are the same too.
-        batch_size=min(writer.output.batch_size * pipe.mesh.size, len(pictures)),
+        batch_size=min(writer.output.batch_size * pipe.mesh.size, num_rows),
         progress=True,
         trace=writer.output.trace,
     )
     first = 0
     for samples in batches:
-        writer.write(pipe, samples, missing[first : first + len(samples)], [inputs] * len(samples))
+        writer.write(pipe, samples, rows[first : first + len(samples)], [inputs] * len(samples))
         first += len(samples)
     if not is_first:
         return 1 if writer.num_failed else 0
     if len(pictures) > 1 and not writer.num_failed:
         settings = pictures[0].settings()
         del settings["image_number"]
+        if writer.images.candidates > 1:
+            settings["candidates"] = writer.images.candidates
         labels = [f"seed {picture.seed}, picture {picture.number}" for picture in pictures]
         _write_sheet(
             sheet, pictures[:MAX_ON_SHEET], labels, writer, writer.settings(pipe, **settings)
@@ -122,6 +126,7 @@ def sample_file(load: LoadPipeline, path: Path, seed: int, writer: PictureWriter
     pipe = load(make_mesh(jax.local_devices()))
     begin = time.perf_counter()
     size = -(-writer.output.batch_size // pipe.mesh.size) * pipe.mesh.size
+    lines = max(size // writer.images.candidates, 1)  # in a batch
     with tqdm(desc="pictures", total=len(share), unit=" pictures", disable=not is_first) as bar:
         batch: list[tuple[Picture, SamplingInputs]] = []
         for picture in share:
@@ -130,7 +135,7 @@ def sample_file(load: LoadPipeline, path: Path, seed: int, writer: PictureWriter
             except Exception as error:
                 writer.fail(picture, error)
                 bar.update(1)
-            if len(batch) == size or (batch and picture is share[-1]):
+            if len(batch) == lines or (batch and picture is share[-1]):
                 _sample_batch(pipe, batch, writer, size)
                 bar.update(len(batch))
                 batch = []
@@ -146,22 +151,28 @@ def _sample_batch(
     writer: PictureWriter,
     batch_size: int,
 ) -> None:
-    """Samples and writes a batch of lines; if that fails, one line after another."""
-    pictures = [picture for picture, _ in batch]
-    inputs = join_inputs([inputs for _, inputs in batch])
+    """Samples and writes a batch of lines; if that fails, one line after another.
+
+    Only one line alone may have more candidates than a batch.
+    """
+    rows = [(i, row) for i, (picture, _) in enumerate(batch) for row in writer.rows(picture)]
+    inputs = [inputs for _, inputs in batch]
+    first = 0
     try:
-        [samples] = pipe.sample_batches(
-            inputs,
-            [ImageKey(i, picture.seed, picture.number) for i, picture in enumerate(pictures)],
+        for samples in pipe.sample_batches(
+            join_inputs(inputs),
+            [ImageKey(i, row.seed, row.number) for i, row in rows],
             sampler=writer.images.sampler,
             size=pipe.latent_size(writer.images.height, writer.images.width),
             batch_size=batch_size,
             trace=writer.output.trace,
-        )
-        writer.write(pipe, samples, pictures, [row for _, row in batch])
+        ):
+            part = rows[first : first + len(samples)]
+            writer.write(pipe, samples, [row for _, row in part], [inputs[i] for i, _ in part])
+            first += len(samples)
     except Exception as error:
         if len(batch) == 1:
-            writer.fail(pictures[0], error)
+            writer.fail(batch[0][0], error)
             return
         for line in batch:
             _sample_batch(pipe, [line], writer, batch_size)
@@ -219,7 +230,7 @@ def _foreign_files(
         if any_seed:
             del expected["seed"]
         if path == sheet:
-            del expected["image_number"]
+            expected.pop("image_number", None)
         if difference := _difference(path, expected if writer.output.metadata else {}):
             foreign[readable(str(path))] = difference
     if not foreign:

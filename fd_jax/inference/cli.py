@@ -129,6 +129,9 @@ class Arguments(Config):
             raise InputError("expected either --prompt or --prompt-file, not both")
         if self.prompt is None and self.file is None:
             raise InputError("expected either --prompt or --prompt-file")
+        if self.images.candidates == 1 and (self.images.recognizer or self.files.keep_candidates):
+            option = "--recognizer" if self.images.recognizer else "--keep-candidates"
+            raise InputError(f"{option} goes with --candidates")
         if self.prompt is None:
             for name, default in (
                 ("references", ()),
@@ -167,8 +170,8 @@ def sample(arguments: Arguments) -> int:
     """Samples the pictures and returns the exit status."""
     distributed.join(arguments.processes)
     distributed.enable_compile_cache()
-    check_folder(arguments.files.output)
     writer = PictureWriter(arguments.images, arguments.files, arguments.models())
+    check_folder(arguments.files.output)
     seed = _seed(arguments.seed)
 
     def load(mesh: Mesh) -> FaceDiffuser:

@@ -17,15 +17,19 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fd_jax.config import Config, Range
+from fd_jax.data.prepare.faces import opencv
 from fd_jax.errors import InputError
+from fd_jax.faces.recognizers import load_recognizer
 from fd_jax.images.pixels import to_uint8
 from fd_jax.images.png import write_png
 from fd_jax.images.trace_sheet import trace_sheet
+from fd_jax.inference.candidates import CandidateJudge, Score
 from fd_jax.inference.inputs import SamplingInputs, shown_references
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.samples import Samples, SamplingTrace
 from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig
 
+CANDIDATES = "candidates"  # folder of all candidates, in that of the pictures
 _TRACE_COLUMNS = 8
 
 
@@ -45,6 +49,12 @@ class ImageConfig(Config):
     crop_references: bool | None = None
     """Cut photographs to head and shoulders and remove their background. By default those that are
     not head and shoulders already, if OpenCV is installed."""
+    candidates: Annotated[int, Range(1)] = 1
+    """Candidates to make of each picture of people. The best is kept: the right number of faces
+    counts first, then their likeness to the photographs. Needs OpenCV."""
+    recognizer: Path | None = None
+    """Face recognizer that compares candidates with the photographs: the folder or file of OpenCV's
+    SFace, or another ONNX file. By default the SDM's image encoder does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,8 @@ class OutputConfig(Config):
     trace: bool = False
     """Also draw saliency maps, masks and predictions at some steps: NAME_trace.png beside
     NAME.png."""
+    keep_candidates: bool = False
+    """Also write all candidates, to OUTPUT/candidates."""
     overwrite: bool = False
     """Replace pictures that exist already."""
     metadata: bool = True
@@ -74,6 +86,7 @@ class Picture(NamedTuple):
     seed: int
     number: int  # number of the picture among those of its prompt and seed
     line: int | None = None  # line of the prompt file
+    candidate: int | None = None  # index among the candidates, where there are several
 
     @property
     def trace(self) -> str:
@@ -91,8 +104,16 @@ class Picture(NamedTuple):
         }
 
 
+class _Best(NamedTuple):
+    """The best candidate of a picture so far."""
+
+    score: Score
+    picture: Picture
+    drawn: list[np.ndarray]
+
+
 class PictureWriter:
-    """Samples pictures and writes them, with their traces, as they come.
+    """Writes pictures, with their traces, as they are sampled; of candidates the best.
 
     Attributes:
         num_made: Pictures written so far.
@@ -102,6 +123,9 @@ class PictureWriter:
         images: Settings of all pictures.
         output: Folder and files.
         models: Paths of the models, for the settings in the PNG files.
+
+    Raises:
+        InputError: The face recognizer cannot be used, or OpenCV is missing for candidates.
     """
 
     def __init__(self, images: ImageConfig, output: OutputConfig, models: Mapping[str, str]):
@@ -110,6 +134,26 @@ class PictureWriter:
         self.num_made = 0
         self.num_failed = 0
         self._models = models
+        self._recognizer = images.recognizer and load_recognizer(images.recognizer)
+        self._judge: CandidateJudge | None = None
+        self._best: dict[str, _Best] = {}  # by file name
+        if images.candidates > 1:
+            opencv()
+
+    def rows(self, picture: Picture) -> list[Picture]:
+        """Returns what is sampled for a picture: itself, or its candidates.
+
+        The candidates of picture n of a seed are its pictures n * candidates and following.
+        """
+        count = self._num_candidates(picture)
+        if count == 1:
+            return [picture]
+        return [
+            picture._replace(number=picture.number * count + i, candidate=i) for i in range(count)
+        ]
+
+    def _num_candidates(self, picture: Picture) -> int:
+        return self.images.candidates if picture.references else 1
 
     def files(self, picture: Picture) -> list[Path]:
         """Returns the files of a picture: itself, and its trace if wanted."""
@@ -123,15 +167,28 @@ class PictureWriter:
         return [
             picture
             for picture in pictures
-            if not all(os.path.lexists(path) for path in self.files(picture))
+            if not all(os.path.lexists(path) for path in self._all_files(picture))
         ]
+
+    def _all_files(self, picture: Picture) -> list[Path]:
+        rows = self.rows(picture) if self.output.keep_candidates else []
+        return self.files(picture) + [self._candidate_file(row) for row in rows]
+
+    def _candidate_file(self, row: Picture) -> Path:
+        name = Path(row.output)
+        file = name.name if row.candidate is None else f"{name.stem}_{row.candidate}{name.suffix}"
+        return self.output.output / CANDIDATES / name.parent / file
 
     def known_settings(self, picture: Picture) -> dict[str, Any]:
         """Returns the settings of a picture's file that are known before models are read."""
         sizes = ("height", "width", "subject_resolution", "crop_references")
         given = {name: getattr(self.images, name) for name in sizes}
+        own = picture.settings()
+        if (count := self._num_candidates(picture)) > 1:
+            del own["image_number"]  # of the best candidate
+            own["candidates"] = count
         return {
-            **picture.settings(),
+            **own,
             **dataclasses.asdict(self.images.sampler),
             **{name: value for name, value in given.items() if value is not None},
             **self._models,
@@ -184,28 +241,90 @@ class PictureWriter:
             pictures: Their files.
             inputs: Their inputs, in batches of one.
         """
-        is_writer = not pipe.mesh.is_multi_process or jax.process_index() == 0
         for i, picture in enumerate(pictures):
             try:
-                drawn = [np.asarray(samples[i])]
-                if samples.trace is not None:
-                    references = shown_references(inputs[i], 0)
-                    drawn.append(draw_trace(pipe, samples.trace, i, picture.prompt, references))
-                if is_writer:
-                    self._write_files(pipe, picture, drawn)
+                if picture.candidate is not None:
+                    self._consider(pipe, samples, i, picture, inputs[i])
+                    continue
+                self._write_files(pipe, picture, self._draw(pipe, samples, i, picture, inputs[i]))
             except Exception as error:
                 self.fail(picture, error)
-            else:
-                self.num_made += 1
+
+    def _draw(
+        self,
+        pipe: FaceDiffuser,
+        samples: Samples,
+        i: int,
+        picture: Picture,
+        inputs: SamplingInputs,
+    ) -> list[np.ndarray]:
+        """Returns a picture, and its trace if wanted."""
+        drawn = [np.asarray(samples[i])]
+        if samples.trace is not None:
+            references = shown_references(inputs, 0)
+            drawn.append(draw_trace(pipe, samples.trace, i, picture.prompt, references))
+        return drawn
+
+    def _consider(
+        self,
+        pipe: FaceDiffuser,
+        samples: Samples,
+        i: int,
+        picture: Picture,
+        inputs: SamplingInputs,
+    ) -> None:
+        """Keeps a candidate if it is the best so far, and writes the best after the last.
+
+        A candidate that is not finite is none. Raises NonFiniteError if no candidate is.
+        """
+        if self._judge is None:
+            self._judge = CandidateJudge(pipe, self._recognizer or None)
+        best = self._best.get(picture.output)
+        is_last = picture.candidate == self.images.candidates - 1
+        if samples.is_finite[i] or (is_last and best is None):
+            pixels = np.asarray(samples[i])
+            score = self._judge(pixels, picture.references, inputs)
+            if self.output.keep_candidates:
+                self._write_file(pipe, self._candidate_file(picture), pixels, picture, score)
+            if best is None or score > best.score:
+                best = _Best(score, picture, self._draw(pipe, samples, i, picture, inputs))
+                self._best[picture.output] = best
+        if is_last and best is not None:
+            del self._best[picture.output]
+            self._write_files(pipe, best.picture, best.drawn, best.score)
 
     def _write_files(
-        self, pipe: FaceDiffuser, picture: Picture, drawn: Sequence[np.ndarray]
+        self,
+        pipe: FaceDiffuser,
+        picture: Picture,
+        drawn: Sequence[np.ndarray],
+        score: Score | None = None,
     ) -> None:
-        settings = self.settings(pipe, **picture.settings())
         for path, pixels in zip(self.files(picture), drawn, strict=True):
-            # The picture may be there already, of a run without --trace or that was cut short.
-            if self.output.overwrite or not os.path.lexists(path):
-                write_png(path, pixels, settings, overwrite=self.output.overwrite)
+            self._write_file(pipe, path, pixels, picture, score)
+        self.num_made += 1
+
+    def _write_file(
+        self,
+        pipe: FaceDiffuser,
+        path: Path,
+        pixels: np.ndarray,
+        picture: Picture,
+        score: Score | None,
+    ) -> None:
+        """Writes a file, unless it is there already: of a run without --trace or cut short."""
+        if pipe.mesh.is_multi_process and jax.process_index() != 0:
+            return
+        own = picture.settings()
+        if score is not None:
+            own |= {
+                "candidates": self.images.candidates,
+                "faces": score.num_faces,
+                "identity": score.identity,
+            }
+        if self.output.overwrite or not os.path.lexists(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, pixels, self.settings(pipe, **own), overwrite=self.output.overwrite)
 
     def fail(self, picture: Picture, error: Exception) -> None:
         """Reports and counts a picture that failed, with the place of an unexpected error."""

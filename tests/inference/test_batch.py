@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -11,27 +10,9 @@ from PIL import Image
 
 from fd_jax import assets, read_settings
 from fd_jax.data import photographs
-from fd_jax.inference import cli, inputs, pipeline, writer
+from fd_jax.inference import inputs, pipeline, writer
 
 PROMPT = "a man <|image|> in the snow"
-FAST = ["--num-steps", "4"]
-
-
-@pytest.fixture
-def run(checkpoints, pipe, monkeypatch, capsys):
-    """Runs the command line on the tests' pipeline; returns exit status, output and errors."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    monkeypatch.setattr(pipeline.FaceDiffuser, "from_pretrained", lambda **_: pipe)
-    paths = [f"--{key.replace('_', '-')}={path}" for key, path in checkpoints.items()]
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sample.py", *paths, *FAST, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 def pixels(path):
