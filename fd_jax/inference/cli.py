@@ -38,56 +38,30 @@ import jax
 import numpy as np
 import tyro
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from fd_jax import assets, distributed
 from fd_jax.cli import run
-from fd_jax.config import Config, Range
+from fd_jax.config import Range
 from fd_jax.data.photographs import photographs_in, split_names
 from fd_jax.errors import InputError
 from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
 from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
-from fd_jax.inference.pipeline import FaceDiffuser
-from fd_jax.inference.sources import LoraOn, check_sources
+from fd_jax.inference.model_options import ModelOptions
 from fd_jax.inference.validation import unused_options
 from fd_jax.inference.writer import (
     ImageConfig,
     OutputConfig,
     Picture,
     PictureWriter,
-    readable,
     warn,
-)
-
-LIMITS = (
-    "bundled models: 64 px, portraits in front of the painted scenes of fd_jax/demo/painters.py; "
-    "other prompts still give a picture; fd_jax/assets/demo/README.md says more"
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(Config):
+class Arguments(ModelOptions):
     """Arguments of the command."""
 
-    sdm: Path | None = None
-    """Subject-augmented model: folder of a training run; or the released model's file, or the
-    folder it is in. Without --sdm and --tdm: the small models of the package."""
-    tdm: Path | None = None
-    """Text-driven model, likewise; or any Stable Diffusion 1.5 or UNet of one, as a folder of
-    diffusers or a file."""
-    base: Path | None = None
-    """Stable Diffusion 1.5: a folder of diffusers, or a single file. Needed with an SDM that is no
-    training run."""
-    image_encoder: Path | None = None
-    """Folder of the CLIP that the image encoder was tuned from. Needed with an SDM that is no
-    training run."""
-    loras: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="lora")] = ()
-    """LoRA to merge into the models, with its scale: FILE or FILE:0.8. May be given several
-    times."""
-    lora_on: tyro.conf.UseAppendAction[tuple[LoraOn, ...]] = ()
-    """Models that the LoRAs change, one for all or one each; by default both. The text encoder is
-    the SDM's."""
     prompt: str | None = None
     """Prompt with <|image|> after each person's word. With the models of the package and neither
     --prompt nor --prompt-file: twelve examples."""
@@ -114,17 +88,12 @@ class Arguments(Config):
     files: Annotated[OutputConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=OutputConfig
     )
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the computation; by default float32 on a CPU, else bfloat16."""
     processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=distributed.Processes
     )
 
     def __post_init__(self):
         super().__post_init__()
-        check_sources(self.sdm, self.tdm, self.base, self.image_encoder)
-        if self.lora_on and not self.loras:
-            raise InputError("--lora-on goes with --lora")
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("expected either --prompt or --prompt-file, not both")
         if self.prompt is None and self.file is None:
@@ -144,26 +113,11 @@ class Arguments(Config):
                     raise InputError(f"{option} goes with --prompt, not with --prompt-file")
 
     @property
-    def is_bundled(self) -> bool:
-        """Whether the models are those of the package."""
-        return self.sdm is None
-
-    @property
     def file(self) -> Path | None:
         """The prompt file: the one given, or the examples of the bundled models."""
         if self.prompt_file is None and self.prompt is None and self.is_bundled:
             return assets.PROMPTS
         return self.prompt_file
-
-    def models(self) -> dict[str, str]:
-        """Returns the paths of the models, as PNG files hold them."""
-        names = "base", "sdm", "tdm", "image_encoder"
-        paths = {name: getattr(self, name) for name in names}
-        given = {name: readable(str(path)) for name, path in paths.items() if path is not None}
-        if self.loras:
-            given["loras"] = readable(", ".join(self.loras))
-            given["lora_on"] = ", ".join(self.lora_on or ("both",))
-        return ({"models": "bundled"} if self.is_bundled else {}) | given
 
 
 def sample(arguments: Arguments) -> int:
@@ -174,22 +128,6 @@ def sample(arguments: Arguments) -> int:
     check_folder(arguments.files.output)
     seed = _seed(arguments.seed)
 
-    def load(mesh: Mesh) -> FaceDiffuser:
-        is_first = jax.process_index() == 0
-        if arguments.is_bundled and is_first:
-            print(LIMITS)
-        return FaceDiffuser.from_pretrained(
-            sdm=arguments.sdm,
-            tdm=arguments.tdm,
-            base=arguments.base,
-            image_encoder=arguments.image_encoder,
-            loras=arguments.loras,
-            lora_on=arguments.lora_on,
-            dtype=arguments.dtype,
-            mesh=mesh,
-            progress=is_first,
-        )
-
     if jax.process_index() == 0:
         for message in unused_options(
             arguments.images.sampler,
@@ -198,7 +136,7 @@ def sample(arguments: Arguments) -> int:
         ):
             warn(message)
     if arguments.file is not None:
-        return sample_file(load, arguments.file, seed, writer)
+        return sample_file(arguments.load, arguments.file, seed, writer)
     references = people_of(arguments.references)
     pictures = [
         Picture(
@@ -211,7 +149,7 @@ def sample(arguments: Arguments) -> int:
         )
         for number in range(arguments.first_image, arguments.first_image + arguments.num_images)
     ]
-    return sample_prompt(load, pictures, writer, any_seed=arguments.seed == "random")
+    return sample_prompt(arguments.load, pictures, writer, any_seed=arguments.seed == "random")
 
 
 def people_of(paths: Sequence[Path]) -> tuple[tuple[Path, ...], ...]:

@@ -1,6 +1,6 @@
 """Jitted functions of sampling over a mesh: encode, generate, decode, embed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +25,10 @@ from fd_jax.sampling.stages import Steps, pad_steps
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Latents, Params
 
-# Rows of the table per dispatch while progress is shown: one jitted function serves any number of
-# steps. Without progress all rows are one dispatch. A callback out of the scan would show progress
-# too, but functions with callbacks are not kept in the compile cache.
-_PROGRESS_ROWS = 5
+# Rows of the table per dispatch while parts are followed: one jitted function serves any number of
+# steps. If nobody follows, all rows are one dispatch. A callback out of the scan would hand out
+# parts too, but functions with callbacks are not kept in the compile cache.
+PART_ROWS = 5
 
 
 class ModelParams(NamedTuple):
@@ -92,28 +92,29 @@ class CompiledSampler:
         self,
         batch: Batch,
         steps: Steps,
-        guidance_scale: float,
+        guidance_scale: float | Sequence[float],
         size: tuple[int, int],
         *,
         smoothing: Smoothing,
         trace: bool,
-        on_progress: Callable[[int], object] | None = None,
+        on_part: Callable[[int, Trace | None], object] | None = None,
     ) -> tuple[Latents, Trace | None]:
         """Returns final latents, on the mesh, and the trace of all evaluations, on the host.
 
         Args:
             batch: Inputs of a multiple of the mesh's devices.
             steps: Table of the evaluations.
-            guidance_scale: Guidance scale of both models.
+            guidance_scale: Guidance scale of both models, for all images or one for each.
             size: Height and width of the latents.
             smoothing: Smoothing of the saliency.
             trace: Whether to return a trace.
-            on_progress: Called with the number of evaluations after each dispatch of a few. All
-                processes of the mesh pass one or none, as it decides which functions they run.
+            on_part: Called after each dispatch of a few evaluations, with their number and their
+                trace; what it raises ends sampling. All processes of the mesh pass one or none, as
+                it decides which functions they run.
         """
         rows = sharding.batched(self.mesh)
         length = len(steps.stage)
-        part_length = length if on_progress is None else _PROGRESS_ROWS
+        part_length = length if on_part is None else PART_ROWS
         table = pad_steps(steps, -(-length // part_length) * part_length)
         traces = []
         with pinned(self._dtype):
@@ -129,18 +130,21 @@ class CompiledSampler:
                     self.params,
                     state,
                     contexts,
-                    np.float32(guidance_scale),
+                    np.asarray(guidance_scale, np.float32),
                     part,
                     smoothing=smoothing,
                     trace=trace,
                 )
-                traces.append(seen)
-                if on_progress is not None:
+                if on_part is not None:
                     jax.block_until_ready(state.x)
-                    on_progress(min(part_length, length - first))
+                    count = min(part_length, length - first)
+                    seen = jax.tree.map(lambda rows, n=count: sharding.to_host(rows)[:n], seen)
+                    on_part(count, seen)
+                traces.append(seen)
         if not trace:
             return state.x, None
-        traces = [jax.tree.map(sharding.to_host, seen) for seen in traces]
+        if on_part is None:
+            traces = [jax.tree.map(sharding.to_host, seen) for seen in traces]
         return state.x, jax.tree.map(lambda *parts: np.concatenate(parts)[:length], *traces)
 
     def decode(self, latents: Float[np.ndarray, "b h w 4"]) -> Float[np.ndarray, "b h2 w2 3"]:
@@ -200,12 +204,14 @@ def _sample(
     params: ModelParams,
     state: SolverState,
     contexts: Contexts,
-    guidance_scale: Float[Array, ""],
+    guidance_scale: Float[Array, ""] | Float[Array, " b"],
     steps: Steps,
     *,
     smoothing: Smoothing,
     trace: bool,
 ) -> tuple[SolverState, Trace | None]:
+    if guidance_scale.ndim:
+        guidance_scale = guidance_scale[:, None, None, None]
     tdm, sdm = (
         guided(as_eps(networks.unet.bind(unet), schedule), guidance_scale)
         for unet in (params.tdm, params.sdm)

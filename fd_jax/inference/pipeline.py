@@ -22,8 +22,9 @@ from fd_jax.errors import InputError
 from fd_jax.inference import validation
 from fd_jax.inference.compiled import Batch, CompiledSampler, ModelParams
 from fd_jax.inference.inputs import ImageKey, Person, SamplingInputs, make_inputs
-from fd_jax.inference.samples import Samples, join_samples, sampling_trace
+from fd_jax.inference.samples import Samples, join_samples
 from fd_jax.inference.sources import LoraOn, load_models, open_loras, open_sources
+from fd_jax.inference.tables import Part, Tables
 from fd_jax.networks import Networks, make_networks
 from fd_jax.ops.attention import AttentionKind
 from fd_jax.ops.layers import as_dtype
@@ -235,35 +236,45 @@ class FaceDiffuser:
         inputs: SamplingInputs,
         images: Sequence[ImageKey],
         *,
-        sampler: SamplerConfig,
+        sampler: SamplerConfig | Sequence[SamplerConfig],
         size: tuple[int, int],
         batch_size: int,
         latents: Float[np.ndarray, "b h w 4"] | None = None,
         progress: bool = False,
         trace: bool = False,
+        on_part: Callable[[Part], object] | None = None,
     ) -> Iterator[Samples]:
         """Yields the samples of a batch at a time; memory does not grow with their number.
 
         Args:
             inputs: Inputs of the prompts.
             images: The images to sample, in this order.
-            sampler: Solver, stages and guidance.
+            sampler: Sampler of all images, or one for each (see `Tables`).
             size: Height and width of the latents.
             batch_size: Number of images in a batch, rounded up to a multiple of the devices.
             latents: Initial noise in place of the seeds', one row per image.
             progress: Whether to show a progress bar.
             trace: Whether to return a trace of all evaluations.
+            on_part: Called after every few evaluations of a batch, with their trace if one is
+                wanted. What it raises ends sampling, and comes out of the iterator.
         """
-        steps = make_steps(sampler, self.schedule)
+        tables = Tables(sampler, self.schedule)
+        listeners = [] if on_part is None else [on_part]
         keys = np.array(images, np.int64).reshape(-1, len(ImageKey._fields))
-        prompt = keys[:, 0]
-        seeds = keys[:, 1].astype(np.uint32)
-        numbers = keys[:, 2].astype(np.int32)
+        prompt, seeds, numbers = (
+            keys[:, 0],
+            keys[:, 1].astype(np.uint32),
+            keys[:, 2].astype(np.int32),
+        )
         batches = sharding.whole_batches(len(images), batch_size, self.mesh)
         is_silent = not progress or jax.process_index() != 0
-        total = len(steps.stage) * len(batches)
+        total = sum(len(tables.of(rows).steps.stage) for rows in batches)
         with tqdm(desc="sampling", total=total, unit=" evaluations", disable=is_silent) as bar:
+            if progress:
+                listeners.append(lambda part: bar.update(part.done - part.first))
             for rows in batches:
+                table = tables.of(rows)
+                count = min(len(rows), len(images) - int(rows[0]))
                 x, seen = self.compiled.generate(
                     Batch(
                         jax.tree.map(lambda column, rows=rows: column[prompt[rows]], inputs),
@@ -271,18 +282,17 @@ class FaceDiffuser:
                         numbers[rows],
                         None if latents is None else latents[rows],
                     ),
-                    steps,
-                    sampler.guidance_scale,
+                    table.steps,
+                    table.guidance_scale,
                     size,
-                    smoothing=sampler.smoothing,
+                    smoothing=table.smoothing,
                     trace=trace,
-                    on_progress=bar.update if progress else None,
+                    on_part=table.followed_by(listeners, count),
                 )
-                count = min(len(rows), len(images) - int(rows[0]))
                 yield Samples(
                     sharding.to_host(x)[:count],
                     partial(self.decode, batch_size=batch_size),
-                    None if seen is None else sampling_trace(seen, steps, count),
+                    None if seen is None else table.trace(seen, count),
                 )
 
     def decode(

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
 from fd_jax.errors import InputError
 from fd_jax.images.pixels import to_uint8
-from fd_jax.sampling.generate import Trace
 from fd_jax.sampling.stages import Steps
 
 Decode = Callable[[Float[np.ndarray, "b h w 4"]], Float[np.ndarray, "b h2 w2 3"]]
@@ -128,19 +126,3 @@ def join_samples(parts: Sequence[Samples], decode: Decode) -> Samples:
         if name != "steps"
     }
     return Samples(latents, decode, SamplingTrace(steps=steps, **columns))
-
-
-def sampling_trace(trace: Trace, steps: Steps, count: int) -> SamplingTrace:
-    """Returns the trace of a batch's first `count` rows, NaN where a model was not evaluated."""
-    columns: Any = jax.tree.map(lambda column: column[:, :count], trace)
-
-    def blank(saliency: np.ndarray, is_used: np.ndarray) -> np.ndarray:
-        return np.where(is_used[:, None, None, None], saliency, np.nan)
-
-    return SamplingTrace(
-        steps,
-        blank(columns.tdm_saliency, np.asarray(steps.use_tdm)),
-        blank(columns.sdm_saliency, np.asarray(steps.use_sdm)),
-        columns.sdm_weight,
-        columns.x0,
-    )

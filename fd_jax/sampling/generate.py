@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from fd_jax.sampling.guidance import GuidedDenoiser, no_model
 from fd_jax.sampling.noise_fusion import Smoothing, saliency, saliency_mask
 from fd_jax.sampling.solvers import SolverState, predict_x0, solver_step
-from fd_jax.sampling.stages import NULL, TEXT, Steps
-from fd_jax.types import Latents
+from fd_jax.sampling.stages import AUGMENTED, NULL, TEXT, Steps
+from fd_jax.types import Context, Latents
 
 Contexts = Float[Array, "3 b n d"]  # negative prompt, prompt, prompt with subjects
 
@@ -49,7 +49,7 @@ def sample(
         sdm: Guided denoiser of the text with subjects.
         state: `init_state` of noise, or the state that an earlier call returned.
         contexts: Contexts of every image.
-        steps: The rows, one evaluation each.
+        steps: The rows, one evaluation each; for all images, or of `join_steps`.
         smoothing: Smoothing of the saliency.
         trace: Whether to return a trace of all rows.
     """
@@ -61,14 +61,15 @@ def sample(
         eps_tdm, response_tdm = jax.lax.cond(
             row.use_tdm, tdm, no_model, x, row.solver, contexts[NULL], contexts[TEXT]
         )
-        uncond, cond = contexts[row.sdm_uncond], contexts[row.sdm_cond]
+        uncond, cond = _choose(contexts, row.sdm_uncond), _choose(contexts, row.sdm_cond)
         eps_sdm, response_sdm = jax.lax.cond(
             row.use_sdm, sdm, no_model, x, row.solver, uncond, cond
         )
         saliency_tdm = saliency(response_tdm, smoothing)
         saliency_sdm = saliency(response_sdm, smoothing)
         mask = saliency_mask(saliency_tdm, saliency_sdm)
-        weight = jnp.where(row.use_snf, mask.astype(x.dtype), row.sdm_weight)
+        use_snf, sdm_weight = _per_image(row.use_snf), _per_image(row.sdm_weight)
+        weight = jnp.where(use_snf, mask.astype(x.dtype), sdm_weight)
         eps = weight * eps_sdm + (1 - weight) * eps_tdm
 
         seen = None
@@ -78,3 +79,19 @@ def sample(
         return solver_step(state, eps, row.solver), seen
 
     return jax.lax.scan(body, state, steps)
+
+
+def _choose(contexts: Contexts, index: Int[Array, ""] | Int[Array, " b"]) -> Context:
+    """Returns one of the contexts, the same for all images or one for each."""
+    if index.ndim == 0:
+        return contexts[index]
+    each = index[:, None, None]
+    augmented = contexts[AUGMENTED]
+    return jnp.where(
+        each == NULL, contexts[NULL], jnp.where(each == TEXT, contexts[TEXT], augmented)
+    )
+
+
+def _per_image(column: Array) -> Array:
+    """Returns a value of a row as it multiplies latents."""
+    return column if column.ndim == 0 else column[:, None, None, None]

@@ -34,7 +34,9 @@ def as_eps(denoiser: Denoiser, schedule: ScheduleConfig) -> EpsDenoiser:
     return predict_eps
 
 
-def guided(denoiser: EpsDenoiser, scale: Float[Array, ""]) -> GuidedDenoiser:
+def guided(
+    denoiser: EpsDenoiser, scale: Float[Array, ""] | Float[Array, "b 1 1 1"]
+) -> GuidedDenoiser:
     """Returns a function that computes guided noise and guidance response.
 
         response = scale * (eps_cond - eps_uncond)
@@ -45,7 +47,7 @@ def guided(denoiser: EpsDenoiser, scale: Float[Array, ""]) -> GuidedDenoiser:
 
     Args:
         denoiser: Predicts noise.
-        scale: Guidance scale; 1 means no guidance.
+        scale: Guidance scale, for all images or one for each; 1 means no guidance.
     """
 
     def guide(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -63,7 +64,11 @@ class SamplerConfig(Config):
 
 
 class Steps(NamedTuple):
-    """One row per UNet evaluation, noisiest first. Inside the scan the leading axis is gone."""
+    """One row per UNet evaluation, noisiest first. Inside the scan the leading axis is gone.
+
+    In a table of `join_steps`, all columns but the solver's and those of the models that are
+    evaluated have an axis of images at the end.
+    """
 
     solver: SolverRows
     stage: Int32[Array | np.ndarray, "*n"]  # SCENE, FUSION or SUBJECT
@@ -136,6 +141,31 @@ def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
         )
     order = np.arange(evaluations)
     return np.where(order < start, SCENE, np.where(order < end, FUSION, SUBJECT))
+
+
+def join_steps(tables: Sequence[Steps]) -> Steps:
+    """Returns one table for a batch whose images have a table each.
+
+    A model is evaluated where an image needs it. Stages, contexts and blending become columns of
+    one entry per image, [n, b], so that each image is made as by its own table.
+
+    Raises:
+        InputError: Their solvers, or the numbers of their steps, differ.
+    """
+    first = tables[0].solver
+    for table in tables[1:]:
+        if not all(map(np.array_equal, table.solver, first)):
+            raise InputError(
+                "images of one batch differ in their solver or number of steps, expected the same"
+            )
+    each = {
+        name: np.stack([getattr(table, name) for table in tables], axis=1)
+        for name in Steps._fields
+        if name != "solver"
+    }
+    for name in ("use_tdm", "use_sdm"):
+        each[name] = each[name].any(axis=1)
+    return Steps(solver=first, **each)
 
 
 def pad_steps(steps: Steps, length: int) -> Steps:

@@ -17,6 +17,7 @@ from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.errors import InputError
 from fd_jax.files import read_json, write_json
 from fd_jax.images.pixels import to_uint8
+from fd_jax.inference.inputs import ImageKey
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
 from tests.helpers.flat_files import SDM_PARTS, TDM_PARTS, load_flat_file
@@ -616,3 +617,84 @@ def test_models_that_predict_v(params, pipe, people, tmp_path):
     found, expected = (model(ONE, people[:1], **FAST).latents for model in (predicts_v, pipe))
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() > 0.01
+
+
+def test_parts_hand_out_the_trace_as_it_grows(pipe, people):
+    """Their rows, put together, are the trace of the samples; following changes no picture."""
+    inputs = pipe.make_inputs([ONE], [people[:1]], [""], subject_resolution=28)
+    options = {
+        "sampler": SamplerConfig(num_steps=7, alpha=0.25, beta=0.75),
+        "size": (8, 8),
+        "batch_size": 1,
+    }
+    keys = [ImageKey(0, 3, 0)]
+    parts = []
+    [followed] = pipe.sample_batches(inputs, keys, **options, trace=True, on_part=parts.append)
+    [alone] = pipe.sample_batches(inputs, keys, **options, trace=True)
+
+    assert [(part.first, part.done, part.total) for part in parts] == [(0, 5, 7), (5, 7, 7)]
+    np.testing.assert_allclose(followed.latents, alone.latents, atol=1e-5)
+    for name in ("tdm_saliency", "sdm_saliency", "sdm_weight", "x0"):
+        joined = np.concatenate([getattr(part.trace, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(followed.trace, name))
+        np.testing.assert_allclose(joined, getattr(alone.trace, name), atol=1e-4)
+
+
+def test_what_a_listener_raises_ends_sampling(pipe, people):
+    inputs = pipe.make_inputs([ONE], [people[:1]], [""], subject_resolution=28)
+    options = {"sampler": SamplerConfig(num_steps=7), "size": (8, 8), "batch_size": 1}
+
+    def stop(part):
+        raise KeyError(part.done)
+
+    with pytest.raises(KeyError, match="5"):
+        list(pipe.sample_batches(inputs, [ImageKey(0, 3, 0)], **options, on_part=stop))
+
+
+def test_images_of_one_batch_may_have_a_sampler_each(pipe, people):
+    """All modes, borders and guidance at once: each picture is as alone, and so is its trace."""
+    inputs = pipe.make_inputs([ONE], [people[:1]], [""], subject_resolution=28)
+    samplers = [
+        SamplerConfig(num_steps=5, mode=mode, alpha=alpha, beta=0.8, guidance_scale=scale)
+        for mode, alpha, scale in (
+            ("snf", 0.2, 5.0),
+            ("snf", 0.6, 2.0),
+            ("weighted", 0.2, 5.0),
+            ("delayed", 0.4, 5.0),
+            ("tdm", 0.2, 5.0),
+            ("sdm", 0.2, 1.0),
+        )
+    ]
+    keys = [ImageKey(0, 3, 0)] * len(samplers)
+    [together] = pipe.sample_batches(
+        inputs, keys, sampler=samplers, size=(8, 8), batch_size=8, trace=True
+    )
+
+    assert len(together) == len(samplers)
+    assert np.ptp(together.latents, axis=0).max() > 1e-2
+    for i, sampler in enumerate(samplers):
+        [alone] = pipe.sample_batches(
+            inputs, keys[:1], sampler=sampler, size=(8, 8), batch_size=1, trace=True
+        )
+        np.testing.assert_allclose(together.latents[i], alone.latents[0], atol=1e-4)
+        for name in ("tdm_saliency", "sdm_saliency", "sdm_weight", "x0"):
+            found, expected = (getattr(t, name) for t in (together.trace, alone.trace))
+            np.testing.assert_allclose(found[:, i], expected[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_steps": 4}, "solver or number of steps"),
+        ({"solver": "pndm"}, "solver or number of steps"),
+        ({"smoothing": "gaussian"}, "smoothings"),
+    ],
+)
+def test_samplers_that_cannot_share_a_batch_are_refused(pipe, people, fields, message):
+    inputs = pipe.make_inputs([ONE], [people[:1]], [""], subject_resolution=28)
+    samplers = [SamplerConfig(num_steps=5), SamplerConfig(**{"num_steps": 5} | fields)]
+    batches = pipe.sample_batches(
+        inputs, [ImageKey(0, 3, 0)] * 2, sampler=samplers, size=(8, 8), batch_size=2
+    )
+    with pytest.raises(InputError, match=message):
+        next(batches)
