@@ -210,7 +210,7 @@ def test_balancing_makes_all_numbers_of_subjects_as_frequent(load):
     assert load(balance_subjects=True, max_subjects=0).num_examples == 7
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_broken_item_stops_the_loader(load, tmp_path, num_workers):
     root = write_folder(tmp_path, [item(seed=1), item(seed=2, image=b"JPEG"), item(seed=3)])
     loader = load(root=root, num_workers=num_workers, batch_size=1)

@@ -39,6 +39,7 @@ def evaluated(pair, tmp_path_factory):
     return given, evaluate.evaluate(pair, given, subjects, (), SCENES[:2], **training)
 
 
+@pytest.mark.slow
 def test_all_files_are_written(evaluated):
     given, found = evaluated
 
@@ -60,6 +61,7 @@ def test_all_files_are_written(evaluated):
     assert found.scores["ceiling"]["prompt"].shape == (8,)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
     """Whatever else was in their batch."""
     given, found = evaluated
@@ -116,6 +118,7 @@ def test_bad_input_is_refused_at_once(monkeypatch, tmp_path, capsys, arguments, 
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_is_resumed_and_another_one_refused(evaluated, pair, monkeypatch):
     """Pictures that exist are not made again."""
     given, found = evaluated
