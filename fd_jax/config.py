@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
+from fd_jax.buckets import as_bucket
 from fd_jax.errors import InputError
 
 
@@ -65,6 +66,8 @@ class Config:
             if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
                 value = value.item()
                 object.__setattr__(self, name, value)  # the dataclass is frozen
+            if (stored := _with_buckets(value)) is not value:
+                object.__setattr__(self, name, stored)
             check_value(f"{type(self).__name__}: {name}", value, hint, self.error)
 
 
@@ -122,6 +125,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Returns `, did you mean ...?` with the most similar of `names`, or an empty string."""
     similar = difflib.get_close_matches(name, list(names), n=1)
     return f", did you mean {similar[0]!r}?" if similar else ""
+
+
+def _with_buckets(value: Any) -> Any:
+    """Returns a path, or a tuple of paths, with those in buckets as such."""
+    if isinstance(value, tuple) and any(isinstance(entry, Path) for entry in value):
+        return tuple(map(_with_buckets, value))
+    return as_bucket(value) if isinstance(value, Path) else value
 
 
 def _fields(config: Any) -> tuple[dataclasses.Field, ...]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import jax
 
+from fd_jax.buckets import BucketPath, as_bucket
 from fd_jax.config import Config, Range
 from fd_jax.errors import InputError
 
@@ -166,6 +167,9 @@ def enable_compile_cache() -> None:
 
     They are stored in JAX_COMPILATION_CACHE_DIR, which may be a bucket, or in the user's cache
     folder. Without a writable one they are compiled anew by each run, which a warning says.
+
+    Raises:
+        InputError: It is in a bucket, and the package that reads that is not installed.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = _cache_folder()
@@ -177,6 +181,9 @@ def enable_compile_cache() -> None:
             )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    elif isinstance(as_bucket(Path(os.environ["JAX_COMPILATION_CACHE_DIR"])), BucketPath):
+        # XLA's own files beside JAX's, on GPUs, would go to a local folder of that name.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     # Lower than JAX's second: the VAE of a small model compiles in less, which still adds up.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

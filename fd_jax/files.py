@@ -1,4 +1,4 @@
-"""Files and folders on disk: paths, checks, JSON, and atomic writes."""
+"""Files and folders on disk or in a bucket: paths, checks, JSON, and atomic writes."""
 
 import contextlib
 import json
@@ -6,15 +6,32 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fd_jax.buckets import BucketPath, as_bucket
 from fd_jax.errors import CheckpointError, InputError, OutputError
 
 # Schemes of common file systems that are not local. `Path` makes gs:/bucket of gs://bucket.
 _SCHEMES = ("abfs", "abfss", "adl", "az", "dbfs", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http")
 _SCHEMES += ("https", "oci", "r2", "s3", "s3a", "scp", "sftp", "ssh", "tpu", "wasb", "wasbs")
+
+
+def to_path(path: str | os.PathLike) -> Path:
+    """Returns a path on this machine's disks, or in a bucket where it starts with `gs://`.
+
+    Raises:
+        InputError: The path is another URL, which would become a local folder; or a bucket's, and
+            the package that reads it is not installed.
+    """
+    if isinstance(path, BucketPath):
+        return path
+    text = os.fspath(path)
+    if re.match("gs:/", text):
+        return as_bucket(Path(text))
+    return local_path(text)
 
 
 def local_path(path: str | os.PathLike) -> Path:
@@ -32,14 +49,14 @@ def local_path(path: str | os.PathLike) -> Path:
         if not (is_local and os.path.lexists(f"{scheme}:")):
             raise InputError(
                 f"{scheme}://{rest} is a URL, expected a path on a disk of this machine: buckets "
-                "and servers have to be mounted first"
+                "and servers have to be mounted first, where docs/storage.md does not say otherwise"
             )
     return Path(text)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
     """Creates a folder if need be, and tries to write to it. Raises OutputError."""
-    folder = local_path(folder)
+    folder = to_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / _temporary_name()
@@ -50,9 +67,28 @@ def check_folder(folder: str | os.PathLike) -> None:
         raise OutputError(f"cannot write to the output folder {folder}: {problem}") from error
 
 
+def names_in(folder: Path) -> set[str]:
+    """Returns the names of what a folder holds, also those of broken links; none without it."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def path_exists(path: Path) -> bool:
+    """Whether a name is taken, be it by a broken link."""
+    return path.exists() if isinstance(path, BucketPath) else os.path.lexists(path)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path, which may be no name that the disk knows, is a file."""
+    return path.is_file() if isinstance(path, BucketPath) else os.path.isfile(path)
+
+
 def check_new(paths: Sequence[Path]) -> None:
     """Raises OutputError if a file exists already."""
-    if existing := [str(path) for path in paths if os.path.lexists(path)]:
+    held = {folder: names_in(folder) for folder in {path.parent for path in paths}}
+    if existing := [str(path) for path in paths if path.name in held[path.parent]]:
         more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
         raise OutputError(
             f"{', '.join(existing[:3])}{more} exist already, expected new names "
@@ -90,7 +126,8 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
     """Yields a new file's temporary path; renames it to `path` when the block ends.
 
     Other processes see the whole file or none, also after a crash. If the block raises, nothing is
-    left. The file gets the mode that the umask gives.
+    left. The file gets the mode that the umask gives. One in a bucket is made on this machine, and
+    uploaded when the block ends.
 
     Args:
         path: The file, in a folder that exists.
@@ -100,7 +137,14 @@ def atomic_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[
         FileExistsError: The file exists, and `overwrite` is false.
         OSError: The file cannot be written.
     """
-    path = Path(path)
+    path = to_path(path)
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, "file")
+            temporary.touch()
+            yield temporary
+            path.upload(temporary, overwrite=overwrite)
+        return
     temporary = path.with_name(_temporary_name())
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
@@ -174,7 +218,7 @@ def atomic_folder(path: str | os.PathLike, *, kept: Collection[str] = ()) -> Ite
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the object in a JSON file. Raises CheckpointError."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(to_path(path).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist, expected a config") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -186,7 +230,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically, and creates its folder. Raises CheckpointError."""
-    path = Path(path)
+    path = to_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:

@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from fd_jax.buckets import BucketPath
 from fd_jax.errors import CheckpointError
 
 # Orbax globs below a folder without escaping its name, TensorStore takes a backslash for a slash
@@ -25,6 +26,8 @@ def plain_path(path: Path) -> Path:
     Raises:
         CheckpointError: The link cannot be made.
     """
+    if isinstance(path, BucketPath):
+        return path
     path = Path(os.path.abspath(path))
     is_bucket = path.parts[1:2] != () and path.parts[1] in _BUCKETS
     return _linked(path, _UNUSUAL, 1 if is_bucket else 0)

@@ -20,7 +20,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-URLS = ("gs://bucket/run", "s3://bucket", "HF://user/model", "http://host/x", "foo+bar://a b/c")
+URLS = ("abfs://bucket/run", "s3://bucket", "HF://user/model", "http://host/x", "foo+bar://a b/c")
 
 
 @pytest.mark.parametrize("url", [*URLS, *(Path(url) for url in URLS)], ids=str)

@@ -13,6 +13,7 @@ import pytest
 # each other: `models` never imports `conditioning`, nor the other way round.
 LAYERS = (
     {"assets", "errors", "types"},
+    {"buckets"},
     {"cli", "config", "files", "numerics", "ops", "params", "plain_paths"},
     {"architecture", "compilation", "distributed", "images", "schedule", "sharding"},
     {"checkpoints", "data"},
@@ -26,6 +27,7 @@ LAYERS = (
 # Modules and folders that read and write files; the rest gets what is in them.
 TOUCH_FILES = (
     "assets",
+    "buckets",
     "checkpoints",
     "data",
     "demo",

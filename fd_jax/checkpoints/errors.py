@@ -49,7 +49,21 @@ def damage(path: Path) -> Iterator[None]:
         raise
     except _DAMAGES as error:
         reason = " ".join(str(error).split())
+        if _is_refused(error):
+            raise CheckpointError(f"{path} cannot be read: {reason[:300]}") from error
         raise DamagedError(f"{path}: {reason[:300]}") from error
+
+
+# Codes with which TensorStore's errors start where a bucket cannot be read as it is.
+_REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a bucket refused, or was not available: its files may be whole."""
+    if isinstance(error, FileNotFoundError):
+        return False
+    name = getattr(error, "filename", None)
+    return str(name).startswith("gs://") or str(error).startswith(_REFUSALS)
 
 
 def abbreviate(items: list[str], limit: int = 5) -> str:

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import safetensors
 
-from fd_jax.checkpoints.errors import abbreviate
+from fd_jax.buckets import BucketPath, fetch
+from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.placement import Path as ParamPath
 from fd_jax.checkpoints.single_file import relative
 from fd_jax.checkpoints.torch import names
@@ -26,7 +27,7 @@ from fd_jax.checkpoints.torch.lazy_tensor import LazyTensor
 from fd_jax.checkpoints.torch.names import Names
 from fd_jax.checkpoints.weights import LoadedParams, Weights
 from fd_jax.errors import CheckpointError, InputError
-from fd_jax.files import local_path
+from fd_jax.files import to_path
 from fd_jax.types import Params
 
 PARTS: dict[str, Names] = {"unet": names.UNET, "text_encoder": names.TEXT_ENCODER}
@@ -132,7 +133,10 @@ def open_lora(where: str | os.PathLike, scale: float = 1.0) -> Lora:
     Raises:
         CheckpointError: There is none, it is damaged, or of another kind or architecture.
     """
-    path = local_path(where)
+    path = to_path(where)
+    if isinstance(path, BucketPath):
+        with file_errors(f"{path} cannot be read"):
+            path = fetch(path)
     path = find_weights(path, _STEM) if path.is_dir() else path
     tensors = open_tensors(path)
     _refuse_others(path, tensors)

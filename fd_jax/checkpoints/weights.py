@@ -1,4 +1,4 @@
-"""Opens weights on disk in any supported layout.
+"""Opens weights in any supported layout, on disk, in a bucket, or by their name on the hub.
 
 `open_weights` recognizes the folder of a training run, the released flat file or its folder, a
 folder of diffusers or of one of its models, a CLIP as transformers stores it, a single file in
@@ -13,15 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fd_jax.buckets import BucketPath, fetch
 from fd_jax.checkpoints import diffusers, flat_file, hub, single_file
 from fd_jax.checkpoints.errors import abbreviate, file_errors
 from fd_jax.checkpoints.file_checksums import check_files
 from fd_jax.checkpoints.placement import Placement
+from fd_jax.checkpoints.remote import open_bucket
 from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.model_json import is_run, read_model
 from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.errors import CheckpointError
-from fd_jax.files import local_path
+from fd_jax.files import to_path
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Params
 
@@ -112,21 +114,25 @@ def open_weights(
     """Opens a checkpoint of any layout; reads names and configs, but no weights.
 
     Args:
-        where: File or folder; or the name of a model on the Hugging Face hub, `user/repo` or
-            `user/repo:file`, where nothing of that name is here.
+        where: File or folder, also in a bucket; or the name of a model on the Hugging Face hub,
+            `user/repo` or `user/repo:file`, where nothing of that name is here.
         task: Task that a training run has to train; the model to open of a bundle, which is
             the `sdm` by default.
         ema: Whether to load the EMA parameters of a training run or a single file, if it has them.
         step: Step of the training run's checkpoint, by default the newest that is not damaged.
 
     Raises:
-        InputError: The path is a URL.
+        InputError: The path is a URL of something other than a bucket.
         CheckpointError: There is no checkpoint, it is damaged, or it is a run of another task.
         ConfigError: A config describes an architecture that is not supported.
     """
-    path = local_path(where)
+    path = to_path(where)
+    if isinstance(path, BucketPath):
+        with file_errors(f"{path} cannot be read"):
+            return _open_in_bucket(path, task, ema=ema, step=step)
     if step is None and (name := hub.parse_hub_name(path)) is not None:
-        return hub.open_on_hub(*name, partial(open_weights, task=task, ema=ema))
+        repo, file = name
+        return hub.open_repository(repo).open(file, partial(open_weights, task=task, ema=ema))
     if path.is_dir() and is_run(path):
         return _open_run(path, task, ema=ema, step=step)
     if step is not None:
@@ -146,6 +152,19 @@ def open_weights(
     with file_errors(f"{path}: cannot list the folder"):
         held = sorted(entry.name for entry in path.iterdir())
     raise CheckpointError(f"{path} holds {abbreviate(held) or 'nothing'}, expected {_EXPECTED}")
+
+
+def _open_in_bucket(path: BucketPath, task: str | None, *, ema: bool, step: int | None) -> Weights:
+    if is_run(path):  # read from there, by each process what it needs
+        return _open_run(path, task, ema=ema, step=step)
+    if step is not None:
+        raise CheckpointError(f"{path} is no training run, expected one that has step {step}")
+    if path.is_file():
+        return dataclasses.replace(_open_file(fetch(path), ema=ema), path=path)
+    model = open_bucket(path)
+    if not model.files:
+        raise CheckpointError(f"{path} does not exist, expected {_EXPECTED}")
+    return model.open(None, partial(open_weights, task=task, ema=ema))
 
 
 def _open_run(path: Path, task: str | None, *, ema: bool, step: int | None) -> Weights:
@@ -295,4 +314,6 @@ def _components(path: Path) -> tuple[str, ...]:
 
 def _tokenizer(path: Path) -> Path | None:
     folder = path / "tokenizer"
-    return folder if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    return fetch(folder) if isinstance(folder, BucketPath) else folder

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int32, Shaped
 
+from fd_jax.buckets import BucketPath, fetch
 from fd_jax.data.captions import (
     MAX_SUBJECTS,
     PromptError,
@@ -144,7 +145,8 @@ def read_block(folder: Path, number: int) -> Block:
         checksums = json.loads(path.read_bytes())
         for name in Block._fields:
             path = _path(folder, number, name)
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            stored = fetch(path) if isinstance(path, BucketPath) else path
+            array = np.load(stored, mmap_mode="r", allow_pickle=False)
             if _checksum(array, number, name) != checksums[name]:
                 raise ValueError("its checksum differs from the one written with it")
             arrays.append(array)

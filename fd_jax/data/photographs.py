@@ -13,7 +13,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import ExifTags, Image
 
 from fd_jax.errors import InputError
-from fd_jax.files import local_path
+from fd_jax.files import names_in, to_path
 from fd_jax.images.opening import (
     FORMAT_NAMES,
     SupportsRead,
@@ -74,11 +74,11 @@ def photographs_in(path: str | os.PathLike) -> list[Path]:
     Raises:
         InputError: The folder holds no image file, or cannot be read.
     """
-    path = local_path(path)
-    if not path.is_dir():
-        return [path]
+    path = to_path(path)
     try:
-        names = sorted(os.listdir(path))
+        if not path.is_dir():
+            return [path]
+        names = sorted(names_in(path))
     except OSError as error:
         raise PhotographError(f"folder {path} cannot be read: {error.strerror}") from error
     files = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
@@ -104,7 +104,7 @@ def split_names(text: str) -> list[Path]:
         name = ",".join(pieces[:end])
         if not name:
             raise PhotographError(f"{text!r} has an empty name, expected paths with commas between")
-        paths.append(Path(name))
+        paths.append(to_path(name))
         pieces = pieces[end:]
     return paths
 
@@ -148,8 +148,8 @@ def load_photograph(source: Photograph) -> UInt8[np.ndarray, "h w 3"]:
             "PIL image or an array"
         )
 
-    local_path(source)
-    name = f"photograph {os.fspath(source)}"
+    source = to_path(source)
+    name = f"photograph {source}"
     if os.path.isdir(source):
         raise PhotographError(f"{name} is a folder, expected an image file")
     if os.path.isfile(source) and os.path.getsize(source) == 0:

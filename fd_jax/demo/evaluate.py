@@ -33,7 +33,7 @@ from fd_jax.evaluation.evaluate import MODES, REPORT, Plan, make_runs, sample, s
 from fd_jax.evaluation.judges import FaceJudge, Judge
 from fd_jax.evaluation.report import Evaluation
 from fd_jax.faces.recognizers import Recognizer, load_recognizer
-from fd_jax.files import check_folder
+from fd_jax.files import check_folder, local_path
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.sampling.stages import SamplerConfig, Solver
 
@@ -94,7 +94,7 @@ def run(arguments: Arguments) -> None:
     """
     arguments.runs()
     distributed.enable_compile_cache()
-    check_folder(arguments.output)
+    check_folder(local_path(arguments.output))
     subjects = read_subjects(arguments.people or (PEOPLE,), arguments.max_people)
     recognizers = [] if arguments.judges is None else [load_recognizer(arguments.judges)]
     models = {} if arguments.sdm is None else {"sdm": arguments.sdm, "tdm": arguments.tdm}

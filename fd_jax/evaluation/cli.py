@@ -37,7 +37,7 @@ from fd_jax.evaluation.judges import FaceJudge, Judge, PromptJudge
 from fd_jax.evaluation.people import read_people
 from fd_jax.evaluation.prompts import PROMPTS, PromptFile, read_prompts
 from fd_jax.faces.recognizers import load_recognizer
-from fd_jax.files import check_folder
+from fd_jax.files import check_folder, local_path
 from fd_jax.inference.inputs import MAX_SEED
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.sources import check_sources
@@ -137,7 +137,7 @@ def run(arguments: Arguments) -> None:
     """
     distributed.join(arguments.processes)
     distributed.enable_compile_cache()
-    check_folder(arguments.output)
+    check_folder(local_path(arguments.output))
     plan = make_plan(arguments)
     begin = time.perf_counter()
     is_first = jax.process_index() == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import os
 import threading
 import warnings
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from fd_jax.buckets import BucketPath
 
 # Pillow has fifty decoders more. One starts Ghostscript; a file's name does not decide which runs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")
@@ -49,6 +52,8 @@ def open_image(
         _register_heif()
     if not set(formats) <= set(Image.OPEN):
         Image.init()
+    if isinstance(source, BucketPath):
+        source = io.BytesIO(source.read_bytes())
     try:
         file: Any = source
         return Image.open(file, formats=[name for name in formats if name in Image.OPEN])

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
 from fd_jax.errors import OutputError
-from fd_jax.files import atomic_file
+from fd_jax.files import atomic_file, to_path
 from fd_jax.images.opening import open_image
 
 # Errors that Pillow raises on damaged PNG files.
@@ -42,7 +42,7 @@ def write_png(
     Raises:
         OutputError: The file exists already or cannot be written, or a setting cannot be stored.
     """
-    path = Path(path)
+    path = to_path(path)
     chunks = _text_chunks(path, settings)
     with (
         _errors_named(path),
@@ -59,7 +59,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, str]:
         OutputError: The file is missing, damaged, or no PNG file.
     """
     try:
-        with open_image(path, formats=("PNG",)) as image:
+        with open_image(to_path(path), formats=("PNG",)) as image:
             assert isinstance(image, PngImagePlugin.PngImageFile)  # the only format that is read
             return {key: str(value) for key, value in image.text.items()}
     except _DAMAGE as error:

@@ -1,6 +1,5 @@
 """Samples the pictures of one prompt or of a prompt file, and writes them to a folder."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from fd_jax.data.captions import strip_markers
 from fd_jax.data.photographs import load_photograph
 from fd_jax.errors import OutputError
+from fd_jax.files import path_exists
 from fd_jax.images.png import read_settings, setting_text, write_png
 from fd_jax.images.sheets import contact_sheet
 from fd_jax.inference.inputs import ImageKey, SamplingInputs, join_inputs
@@ -224,7 +224,7 @@ def _foreign_files(
         files.append((sheet, pictures[0]))
     foreign = {}
     for path, picture in files:
-        if not os.path.lexists(path):
+        if not path_exists(path):
             continue
         expected = writer.known_settings(picture)
         if any_seed:

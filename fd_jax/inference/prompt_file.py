@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fd_jax.buckets import BucketPath
 from fd_jax.data.captions import MAX_SUBJECTS, SUBJECT_MARKER
 from fd_jax.errors import InputError
-from fd_jax.files import local_path
+from fd_jax.files import is_regular, to_path
 from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 
 _KEYS = ("prompt", "references", "seed", "output", "negative_prompt")
@@ -78,7 +79,7 @@ def read_prompt_file(
     Raises:
         InputError: The file is missing or cannot be read.
     """
-    path = local_path(path)
+    path = to_path(path)
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -86,7 +87,7 @@ def read_prompt_file(
         raise PromptFileError(f"prompt file {path} cannot be read: {problem}") from error
 
     _check_encoding(path, content)
-    is_file = functools.cache(os.path.isfile)  # a few photographs may serve many prompts
+    is_file = functools.cache(is_regular)  # a few photographs may serve many prompts
     lines: list[PromptLine] = []
     bad_lines: list[BadLine] = []
     line_of_name: dict[str, int] = {}
@@ -181,18 +182,15 @@ def _parse_line(
         )
     if markers > MAX_SUBJECTS:
         raise PromptFileError(f"{markers} subjects, expected {MAX_SUBJECTS} at most")
-    references = tuple(tuple(folder / name for name in person) for person in people)
     for person in people:
         if len(person) > MAX_PHOTOGRAPHS:
             raise PromptFileError(
                 f"{len(person)} photographs of a person, expected {MAX_PHOTOGRAPHS} at most"
             )
-        for name in person:
-            local_path(name)
-            if not is_file(folder / name):
-                raise PromptFileError(
-                    f"reference {str(folder / name)!r} does not exist or is no file"
-                )
+    references = tuple(tuple(_beside(folder, name) for name in person) for person in people)
+    for path in (path for person in references for path in person):
+        if not is_file(path):
+            raise PromptFileError(f"reference {str(path)!r} does not exist or is no file")
 
     seed = content.get("seed")
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
@@ -200,6 +198,12 @@ def _parse_line(
         raise PromptFileError(f"seed is {got}, expected a whole number from 0 to {MAX_SEED}")
     output = _file_name(_text(content, "output", default=f"{number:06d}"))
     return PromptLine(number, prompt, references, seed, output, negative_prompt)
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """Returns the path of a name that starts at a folder, unless it is in a bucket or absolute."""
+    path = to_path(name)
+    return path if isinstance(path, BucketPath) else folder / name
 
 
 def _text(content: dict[str, Any], key: str, default: str = "") -> str:

@@ -20,6 +20,7 @@ from fd_jax.config import Config, Range
 from fd_jax.data.prepare.faces import opencv
 from fd_jax.errors import InputError
 from fd_jax.faces.recognizers import load_recognizer
+from fd_jax.files import names_in, path_exists
 from fd_jax.images.pixels import to_uint8
 from fd_jax.images.png import write_png
 from fd_jax.images.trace_sheet import trace_sheet
@@ -164,10 +165,11 @@ class PictureWriter:
         """Returns the pictures that lack a file; all of them if files are overwritten."""
         if self.output.overwrite:
             return list(pictures)
+        held = functools.cache(names_in)
         return [
             picture
             for picture in pictures
-            if not all(os.path.lexists(path) for path in self._all_files(picture))
+            if not all(path.name in held(path.parent) for path in self._all_files(picture))
         ]
 
     def _all_files(self, picture: Picture) -> list[Path]:
@@ -322,7 +324,7 @@ class PictureWriter:
                 "faces": score.num_faces,
                 "identity": score.identity,
             }
-        if self.output.overwrite or not os.path.lexists(path):
+        if self.output.overwrite or not path_exists(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels, self.settings(pipe, **own), overwrite=self.output.overwrite)
 

@@ -1,7 +1,9 @@
 """The training loop: steps, metrics, checkpoints, previews, and the end of a run."""
 
 import math
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fd_jax import distributed, sharding
+from fd_jax.buckets import BucketPath
 from fd_jax.checkpoints.run.manager import RunCheckpoints
 from fd_jax.config import to_json
 from fd_jax.files import write_json
@@ -108,6 +111,7 @@ class Loop:
         self._writer: MetricsWriter | None = None
         self._is_first = jax.process_index() == 0
         self._is_profiled = False
+        self._profile = workdir
 
     def run(self) -> int | None:
         """Trains; returns the number of the signal that stopped the run early, or None.
@@ -217,6 +221,8 @@ class Loop:
         if loss is None and self._recent:
             loss = float(np.mean(self._recent))
         self._recent = []
+        if self._writer is not None:
+            self._writer.save()
         self._checkpoints.save(
             self._step,
             {
@@ -275,7 +281,10 @@ class Loop:
 
     def _start_profile(self) -> None:
         if self.config.loop.profile is not None and self._step + 1 == self.config.loop.profile[0]:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
+            self._profile = self.workdir / "profile"
+            if isinstance(self.workdir, BucketPath):
+                self._profile = Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(str(self._profile))
             self._is_profiled = True
 
     def _stop_profile(self) -> None:
@@ -284,4 +293,7 @@ class Loop:
         if self._step >= min(self.config.loop.profile[1], self.config.loop.num_steps):
             jax.block_until_ready(self.state.step)
             jax.profiler.stop_trace()
+            if isinstance(self.workdir, BucketPath):
+                (self.workdir / "profile").upload_folder(self._profile)
+                shutil.rmtree(self._profile)
             self._is_profiled = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fd_jax.buckets import BucketPath, GrowingObject
 from fd_jax.errors import InputError
 from fd_jax.files import atomic_file
 from fd_jax.training.config import LogConfig
@@ -17,8 +18,13 @@ from fd_jax.training.config import LogConfig
 FILE_NAME = "metrics.jsonl"
 
 
-def check_packages(config: LogConfig) -> None:
+def check_packages(config: LogConfig, workdir: Path) -> None:
     """Raises InputError if a package is missing that the config asks for."""
+    if config.tensorboard and isinstance(workdir, BucketPath):
+        raise InputError(
+            f"--log.tensorboard writes to a disk, but the run is in {workdir}: expected "
+            f"--log.wandb, or the lines of {FILE_NAME}"
+        )
     if config.tensorboard:
         require("tensorboardX", "--log.tensorboard")
     if config.wandb is not None:
@@ -69,7 +75,8 @@ class MetricsWriter:
             )
         path = workdir / FILE_NAME
         _drop_later(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        is_object = isinstance(path, BucketPath)
+        self._file = GrowingObject(path) if is_object else path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Writes the metrics of a step. None and values that are not finite become null in JSON."""
@@ -85,6 +92,11 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
         if self._run is not None:
             self._run.log(known, step=step)
+
+    def save(self) -> None:
+        """Stores all lines, so that no checkpoint is newer than its metrics."""
+        if isinstance(self._file, GrowingObject):
+            self._file.upload()
 
     def close(self) -> None:
         self._file.close()

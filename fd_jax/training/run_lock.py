@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fd_jax.buckets import BucketPath
 from fd_jax.errors import InputError, OutputError
 from fd_jax.files import atomic_file
 
@@ -30,7 +31,8 @@ class RunLock:
     holder that died is recognized: on the same host by its process id and start time at once, on
     another host, or in another container, by a heartbeat that stops. Only the file's own changes
     are watched, so clocks may differ between hosts. Of several processes the first holds the lock
-    for all of them.
+    for all of them. In a bucket a heartbeat writes the object anew, and every change asks for the
+    generation that was seen, so that of two runs one alone succeeds.
 
     Args:
         workdir: Folder of the run, which exists.
@@ -74,10 +76,9 @@ class RunLock:
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
-        holder = _read(self._path) if self._is_held else None
-        if holder is not None and holder.get("token") == self._token:
+        if self._is_held:
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                self._unlink_of(self._token)
         self._is_held = False
 
     def check(self) -> None:
@@ -93,6 +94,8 @@ class RunLock:
         try:
             while not self._create(content):
                 holder = _read(self._path)
+                if holder is not None and holder.get("token") == self._token:
+                    break  # created in a bucket, but the answer was lost
                 if holder is not None:
                     self._refuse_if_alive(holder)
                     self._remove(holder)
@@ -141,6 +144,9 @@ class RunLock:
         Raises:
             InputError: Another process is about to take the lock.
         """
+        if isinstance(self._path, BucketPath):
+            self._unlink_of(dead.get("token"))
+            return
         # One process alone may remove the file of a given holder: the one that creates this one.
         # Otherwise the second might remove the new file of the first.
         claim = self._path.with_name(f".{dead.get('token', 'unknown')}.{LOCK_FILE}")
@@ -153,20 +159,34 @@ class RunLock:
                     "another --workdir"
                 ) from None
         try:
-            current = _read(self._path)
-            if current is not None and current.get("token") == dead.get("token"):
-                self._path.unlink(missing_ok=True)
+            self._unlink_of(dead.get("token"))
         finally:
             claim.unlink(missing_ok=True)
+
+    def _unlink_of(self, token: Any) -> None:
+        """Deletes the file if it is that of a holder."""
+        generation = _generation(self._path)
+        current = _read(self._path)
+        if current is None or current.get("token") != token:
+            return
+        if isinstance(self._path, BucketPath):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another's by now
+                self._path.unlink_generation(generation)
+        else:
+            self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._is_closed.wait(self._heartbeat):
             with contextlib.suppress(OSError):  # a disk that fails for a while
+                generation = _generation(self._path)
                 holder = _read(self._path)
                 if holder is None or holder.get("token") != self._token:
                     self._is_lost = True
                     return
-                os.utime(self._path)
+                if isinstance(self._path, BucketPath):
+                    self._path.replace_generation(json.dumps(holder).encode(), generation)
+                else:
+                    os.utime(self._path)
 
 
 def _this_process() -> dict[str, Any]:
@@ -225,9 +245,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+def _generation(path: Path) -> int:
+    """Returns the generation of an object in a bucket; files on disk have none."""
+    return path.generation() if isinstance(path, BucketPath) else 0
+
+
 def _fingerprint(path: Path) -> tuple[int, bytes] | None:
     """Returns modification time and content; None if there is no file."""
     try:
+        if isinstance(path, BucketPath):
+            return path.generation(), path.read_bytes()
         # Opened, because network file systems cache the times of files that are not.
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns, file.read()

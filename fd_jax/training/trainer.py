@@ -64,7 +64,7 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
     # Config: everything that can be checked before anything is computed.
     mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
     check_batch_size(config.data.batch_size, config.compute.accumulation, mesh)
-    metrics.check_packages(config.log)
+    metrics.check_packages(config.log, workdir)
     sources = open_sources(config.init)
     learner = make_learner(config, sources)
     task = learner.task

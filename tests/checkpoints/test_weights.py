@@ -138,7 +138,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
 
 
 def test_urls_are_refused(tmp_path, pair):
-    for url in ("gs://bucket/run", Path("s3://bucket/run"), "hf://user/model"):
+    for url in ("az://bucket/run", Path("s3://bucket/run"), "hf://user/model"):
         with pytest.raises(InputError, match=r"://.* is a URL, expected a path on a disk"):
             open_weights(url)
         with pytest.raises(InputError, match="is a URL, expected a path on a disk"):

@@ -319,7 +319,7 @@ def test_options_without_an_effect_are_named(run, people, tmp_path, options, unu
 
 
 @pytest.mark.parametrize(
-    "url", ["gs://bucket/man.jpg", "https://host/man.jpg", "s3://bucket/people"]
+    "url", ["az://bucket/man.jpg", "https://host/man.jpg", "s3://bucket/people"]
 )
 def test_urls_are_refused_by_name(run, people, tmp_path, monkeypatch, url):
     """Wherever a path is taken; none becomes a local folder."""

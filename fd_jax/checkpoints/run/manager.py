@@ -31,7 +31,7 @@ from fd_jax.checkpoints.run.step_folders import (
     steps_in,
 )
 from fd_jax.errors import CheckpointError
-from fd_jax.files import read_json, write_json
+from fd_jax.files import read_json, to_path, write_json
 from fd_jax.params import Flat, flat, nested
 from fd_jax.plain_paths import plain_path
 from fd_jax.types import Params
@@ -60,7 +60,7 @@ class RunCheckpoints:
         keep_every: int | None = None,
         best_metric: str | None = "loss",
     ):
-        self.run = Path(run).absolute()
+        self.run = to_path(run).absolute()
         self.folder = self.run / CHECKPOINTS
         self._keep_latest = keep_latest
         self._keep_every = keep_every
@@ -219,14 +219,16 @@ def save_frozen(run: str | os.PathLike, params: Flat) -> None:
 
     All processes call it. Raises CheckpointError if they cannot be written.
     """
-    folder = Path(run).absolute() / FROZEN
+    folder = to_path(run).absolute() / FROZEN
     if folder.exists() and steps_in(folder.parent / CHECKPOINTS):
         return
     with (
         file_errors(f"{folder}: cannot save parameters"),
         ocp.Checkpointer(orbax_arrays.handler()) as checkpointer,
     ):
-        checkpointer.save(plain_path(folder), args=orbax_arrays.save_args(params), force=True)
+        checkpointer.save(
+            os.fspath(plain_path(folder)), args=orbax_arrays.save_args(params), force=True
+        )
     sums = array_checksums.checksums(params)
     if jax.process_index() == 0:
         write_json(folder / CHECKSUMS, sums)
@@ -239,7 +241,7 @@ def read_frozen(run: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStr
         run: Folder of the run.
         abstract: Shapes, dtypes and shardings by path.
     """
-    folder = Path(run).absolute() / FROZEN
+    folder = to_path(run).absolute() / FROZEN
     orbax_arrays.check_same(orbax_arrays.describe(folder), abstract, str(folder))
     return orbax_arrays.read(folder, abstract, expected=_frozen_checksums(folder.parent))
 
@@ -269,7 +271,7 @@ def read_params(
     if not is_run(run):
         raise CheckpointError(f"{run} is no folder of a training run")
     model = read_model(run)
-    run = Path(run).absolute()
+    run = to_path(run).absolute()
     wanted = list(model.parts) if wanted is None else list(wanted)
     if unknown := [part for part in wanted if part not in model.parts]:
         raise CheckpointError(f"{run} trains a {model.task}, which has no {unknown}")

@@ -12,7 +12,7 @@ from fd_jax.checkpoints.config_json import config_from_json, config_to_json, sch
 from fd_jax.checkpoints.diffusers import schedule_from_json
 from fd_jax.checkpoints.run import orbax_arrays, step_folders
 from fd_jax.errors import CheckpointError
-from fd_jax.files import read_json, write_json
+from fd_jax.files import read_json, to_path, write_json
 from fd_jax.schedule import ScheduleConfig
 
 _FILE = "model.json"
@@ -40,7 +40,7 @@ class RunModel(NamedTuple):
 
 def is_run(path: str | os.PathLike) -> bool:
     """Whether this is the folder of a training run."""
-    return Path(path, _FILE).is_file()
+    return (to_path(path) / _FILE).is_file()
 
 
 def write_model(run: str | os.PathLike, model: RunModel) -> None:
@@ -54,7 +54,7 @@ def write_model(run: str | os.PathLike, model: RunModel) -> None:
     if model.schedule is not None and "unet" in model.parts:
         content["scheduler"] = schedule_to_json(model.schedule)
     if jax.process_index() == 0:
-        write_json(Path(run) / _FILE, content)
+        write_json(to_path(run) / _FILE, content)
 
 
 def read_model(run: str | os.PathLike) -> RunModel:
@@ -64,14 +64,14 @@ def read_model(run: str | os.PathLike) -> RunModel:
         CheckpointError: The file is missing or damaged.
         ConfigError: A config describes an architecture that is not supported.
     """
-    path = Path(run) / _FILE
+    path = to_path(run) / _FILE
     content = read_json(path)
     task = content.get("kind")
     if not isinstance(task, str):
         raise CheckpointError(f"{path}: kind is {task!r}, expected the name of a task")
     parts = content.get("parts")
     if parts is None:  # written by version 0.1
-        parts = _stored_parts(Path(run))
+        parts = _stored_parts(to_path(run))
     known = [*_CONFIGS, "subject_fusion"]
     if not isinstance(parts, list) or not parts or not all(part in known for part in parts):
         raise CheckpointError(f"{path}: parts is {parts!r:.80}, expected some of {known}")

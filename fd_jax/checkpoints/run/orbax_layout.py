@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fd_jax.buckets import BucketPath
+
 # Written last into the folder of a step, once everything else is complete.
 COMMIT = "commit_success.txt"
 # Item of a step that holds the metrics, if they are kept.
@@ -55,5 +57,7 @@ def array_paths(folder: Path) -> Iterator[list[str]]:
 def array_spec(folder: Path, path: list[str]) -> dict[str, Any]:
     """Returns the TensorStore spec of an array in a folder, saved with OCDBT and Zarr 2."""
     base = {"driver": "file", "path": f"{folder}/"}
+    if isinstance(folder, BucketPath):
+        base = {"driver": "gcs", "bucket": folder.bucket, "path": f"{folder.key}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(path)}/"}
     return {"driver": "zarr", "kvstore": store}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
 
+from fd_jax.buckets import BucketPath
 from fd_jax.checkpoints.errors import DamagedError, damage, file_errors
 from fd_jax.checkpoints.run.orbax_arrays import gather, handler
-from fd_jax.checkpoints.run.orbax_layout import items_of
+from fd_jax.checkpoints.run.orbax_layout import COMMIT, items_of
 from fd_jax.errors import CheckpointError
 from fd_jax.plain_paths import plain_path
 
@@ -26,7 +28,11 @@ def steps_in(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, maybe none, damaged ones included."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    found = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    if isinstance(folder, BucketPath):
+        # On disk a save ends with a rename, in a bucket with this file: others are unfinished.
+        return [step for step in found if (folder / str(step) / COMMIT).exists()]
+    return found
 
 
 def check_whole(folder: Path, items: Collection[str]) -> set[str]:
@@ -153,4 +159,6 @@ def open_manager(
         **best,
     )
     handlers = {TRAIN: handler(), EMA: handler(), META: ocp.JsonCheckpointHandler(META_FILE)}
-    return ocp.CheckpointManager(plain_path(folder), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(
+        os.fspath(plain_path(folder)), options=options, item_handlers=handlers
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fd_jax.data.ffhq.record import DataError, Record, read_info
+from fd_jax.files import names_in
 
 Split = Literal["train", "test", "all"]
 ID_FILES: dict[Any, str] = {  # by split
@@ -110,8 +111,7 @@ def absent_files(root: Path, ids: Sequence[str]) -> dict[str, list[Path]]:
     """Returns the missing files of each incomplete item, by id."""
     folders: dict[str, set[str]] = defaultdict(set)
     for chunk in {name[:5] for name in ids}:
-        if (root / chunk).is_dir():
-            folders[chunk] = set(os.listdir(root / chunk))
+        folders[chunk] = names_in(root / chunk)
     absent = {}
     for name in ids:
         lacking = [suffix for suffix in SUFFIXES if name + suffix not in folders[name[:5]]]
@@ -124,8 +124,9 @@ def read_file(path: Path) -> bytes:
     """Reads an item's file. Raises DataError if it cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            if (size := file.seek(0, os.SEEK_END)) > MAX_BYTES:
                 raise DataError(f"{path} has {size} bytes, expected {MAX_BYTES} at most")
+            file.seek(0)
             return file.read()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error

@@ -7,9 +7,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from fd_jax.buckets import BucketPath, fetch
 from fd_jax.data.ffhq.folder import ID_FILES, Folder, Split, is_folder, read_ids
 from fd_jax.data.ffhq.record import DataError, Record
-from fd_jax.files import local_path
+from fd_jax.data.ffhq.tfds_metadata import INFO_FILE
+from fd_jax.files import to_path
 
 
 @runtime_checkable
@@ -80,13 +82,15 @@ def open_source(roots: Sequence[Path], split: Split) -> Source:
 
 
 def _open_root(root: Path, split: Split) -> Root:
-    root = local_path(root)
+    root = to_path(root)
     if not root.is_dir():
         raise DataError(f"root {root} does not exist or is not a folder")
     if is_folder(root):
         return Folder(root, split)
     from fd_jax.data.ffhq import tfds_dataset  # TFDS takes a second to import
 
+    if isinstance(root, BucketPath) and any(name.endswith(INFO_FILE) for name in root.files()):
+        root = fetch(root)  # ArrayRecord reads from disks
     folder = tfds_dataset.find(root)
     if folder is None:
         raise DataError(
