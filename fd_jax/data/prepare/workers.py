@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from fd_jax.data.prepare.item import ItemConfig, Result, Task, make_item
+from fd_jax.errors import InputError
 
 _AHEAD = 4  # tasks of each process that wait
 
@@ -27,6 +28,7 @@ def make_items(
         workers: Processes, by default one for each core; 0 makes items in this process.
 
     Raises:
+        InputError: Processes cannot be started.
         OutputError: A file cannot be written.
     """
     make = functools.partial(make_item, config=config, out=out)
@@ -59,13 +61,19 @@ def _until_broken(
     pool = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
     running: collections.deque[tuple[Task, Future[Result]]] = collections.deque()
     try:
+        started = pool.submit(os.getpid)
         while waiting or running:
             try:
                 while waiting and len(running) < _AHEAD * workers:
                     running.append((waiting[0], pool.submit(make, waiting[0])))
                     waiting.popleft()
                 result = running[0][1].result()
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
+                if started.exception() is not None:
+                    raise InputError(
+                        "processes end as they start, expected room for --workers of them (in a "
+                        "script of your own, a call below `if __name__ == '__main__':`)"
+                    ) from error
                 suspects += [task for task, _ in running]
                 return
             running.popleft()

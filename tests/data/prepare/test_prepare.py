@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +199,27 @@ def test_processes_and_a_resumed_run_write_the_same(photographs, prepared, tmp_p
     prepare(photographs, tmp_path / "set", PrepareConfig(workers=2))
 
     assert contents(tmp_path / "set") == contents(prepared)
+
+
+def test_processes_that_cannot_start_are_an_error_at_once(photographs, tmp_path):
+    """As in a script without `if __name__ == "__main__":`, whose processes run it again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from fd_jax.data.prepare.prepare import PrepareConfig, prepare\n"
+        f"prepare(Path({str(photographs)!r}), Path({str(tmp_path / 'set')!r}), "
+        "PrepareConfig(workers=1))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode != 0
+    assert "InputError: processes end as they start" in found.stderr
 
 
 def test_changes_are_followed(small, portrait, tmp_path):
