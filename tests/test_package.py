@@ -108,7 +108,7 @@ def test_configs_are_found_by_name(installed, tmp_path, name):
     assert "--data.batch-size" in shown
 
 
-@pytest.mark.parametrize("command", ["fd-data", "fd-evaluate", "fd-export", "fd-sample"])
+@pytest.mark.parametrize("command", ["fd-data", "fd-demo", "fd-evaluate", "fd-export", "fd-sample"])
 def test_commands_have_help(installed, tmp_path, command):
     shown = run(str(installed / command), "--help", **outside(tmp_path))
 

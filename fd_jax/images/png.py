@@ -1,6 +1,7 @@
 """Writes and reads PNG files that hold the settings of their picture."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from fd_jax.errors import OutputError
 from fd_jax.files import atomic_file, to_path
-from fd_jax.images.opening import open_image
+from fd_jax.images.opening import SupportsRead, open_image
 
 # Errors that Pillow raises on damaged PNG files.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, struct.error)
@@ -43,27 +44,50 @@ def write_png(
         OutputError: The file exists already or cannot be written, or a setting cannot be stored.
     """
     path = to_path(path)
-    chunks = _text_chunks(path, settings)
+    content = encode_png(image, settings, name=str(path))
     with (
         _errors_named(path),
         atomic_file(path, overwrite=overwrite) as temporary,
         temporary.open("wb") as file,
     ):
+        file.write(content)
+
+
+def encode_png(
+    image: UInt8[np.ndarray, "h w 3"], settings: Mapping[str, Any], *, name: str = "picture"
+) -> bytes:
+    """Returns the content of a PNG file with these settings.
+
+    Raises:
+        OutputError: The picture is empty, or a setting cannot be stored; the message begins with
+            the name.
+    """
+    chunks = _text_chunks(name, settings)
+    file = io.BytesIO()
+    try:
         Image.fromarray(image).save(file, "PNG", pnginfo=chunks)
+    except (ValueError, SystemError) as error:
+        raise OutputError(f"{name} cannot be written: {error}") from error
+    return file.getvalue()
 
 
-def read_settings(path: str | os.PathLike) -> dict[str, str]:
+def read_settings(path: str | os.PathLike | SupportsRead) -> dict[str, str]:
     """Returns the settings that `write_png` stored; JSON values are not parsed.
+
+    Args:
+        path: Path of the file, or the open binary file.
 
     Raises:
         OutputError: The file is missing, damaged, or no PNG file.
     """
     try:
-        with open_image(to_path(path), formats=("PNG",)) as image:
+        source = to_path(path) if isinstance(path, str | os.PathLike) else path
+        with open_image(source, formats=("PNG",)) as image:
             assert isinstance(image, PngImagePlugin.PngImageFile)  # the only format that is read
             return {key: str(value) for key, value in image.text.items()}
     except _DAMAGE as error:
-        raise OutputError(f"{path} cannot be read, expected a PNG file: {error}") from error
+        name = path if isinstance(path, str | os.PathLike) else getattr(path, "name", "picture")
+        raise OutputError(f"{name} cannot be read, expected a PNG file: {error}") from error
 
 
 def setting_text(value: Any) -> str:
@@ -74,18 +98,18 @@ def setting_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
-def _text_chunks(path: Path, settings: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
+def _text_chunks(name: str, settings: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in settings.items():
         if not re.fullmatch("[!-~]([ -~]{0,77}[!-~])?", key):  # what PNG allows, without Latin-1
             raise OutputError(
-                f"{path}: a setting is named {key!r}, expected 1 to 79 printable ASCII characters"
+                f"{name}: a setting is named {key!r}, expected 1 to 79 printable ASCII characters"
             )
         try:
             chunks.add_text(key, setting_text(value))
         except (TypeError, ValueError) as error:
             raise OutputError(
-                f"{path}: setting {key} is {value!r:.80}, expected text or a JSON value: {error}"
+                f"{name}: setting {key} is {value!r:.80}, expected text or a JSON value: {error}"
             ) from error
     return chunks
 

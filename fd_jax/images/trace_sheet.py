@@ -61,14 +61,8 @@ def trace_sheet(
         )
     smallest, largest = _PANEL_SIDES
     side = min(max(_SHEET_WIDTH // len(predicted), smallest), largest)
-    pictures = [scaled(image, side) for image in predicted]
-    size = pictures[0].size
-    rows = {
-        "Predicted image": pictures,
-        "TDM saliency": [_heat_map(saliency, size) for saliency in tdm_saliency],
-        "SDM saliency": [_heat_map(saliency, size) for saliency in sdm_saliency],
-        "Noise taken from": [_coloured(share, size, (_TDM, _SDM)) for share in mask],
-    }
+    rows = trace_panels(predicted, tdm_saliency, sdm_saliency, mask, side)
+    size = next(iter(rows.values()))[0].size
 
     font = load_font(15)
     large = load_font(22)
@@ -105,6 +99,24 @@ def trace_sheet(
         for i, panel in enumerate(panels):
             sheet.paste(panel, (left + i * (size[0] + _GAP), y))
     return np.array(sheet)
+
+
+def trace_panels(
+    predicted: UInt8[np.ndarray, "n h w 3"],
+    tdm_saliency: Maps,
+    sdm_saliency: Maps,
+    mask: Maps,
+    side: int,
+) -> dict[str, list[Image.Image]]:
+    """Returns the panels of `trace_sheet` by the label of their row, one for each step."""
+    pictures = [scaled(image, side) for image in predicted]
+    size = pictures[0].size
+    return {
+        "Predicted image": pictures,
+        "TDM saliency": [_heat_map(saliency, size) for saliency in tdm_saliency],
+        "SDM saliency": [_heat_map(saliency, size) for saliency in sdm_saliency],
+        "Noise taken from": [_coloured(share, size, (_TDM, _SDM)) for share in mask],
+    }
 
 
 def _heat_map(saliency: Float[np.ndarray, "lh lw"], size: tuple[int, int]) -> Image.Image:

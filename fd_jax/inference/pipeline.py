@@ -261,11 +261,7 @@ class FaceDiffuser:
         tables = Tables(sampler, self.schedule)
         listeners = [] if on_part is None else [on_part]
         keys = np.array(images, np.int64).reshape(-1, len(ImageKey._fields))
-        prompt, seeds, numbers = (
-            keys[:, 0],
-            keys[:, 1].astype(np.uint32),
-            keys[:, 2].astype(np.int32),
-        )
+        prompt, seeds, numbers = keys.T
         batches = sharding.whole_batches(len(images), batch_size, self.mesh)
         is_silent = not progress or jax.process_index() != 0
         total = sum(len(tables.of(rows).steps.stage) for rows in batches)
@@ -278,8 +274,8 @@ class FaceDiffuser:
                 x, seen = self.compiled.generate(
                     Batch(
                         jax.tree.map(lambda column, rows=rows: column[prompt[rows]], inputs),
-                        seeds[rows],
-                        numbers[rows],
+                        seeds[rows].astype(np.uint32),
+                        numbers[rows].astype(np.int32),
                         None if latents is None else latents[rows],
                     ),
                     table.steps,

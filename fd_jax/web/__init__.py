@@ -1,0 +1,1 @@
+"""The browser demo: a page and an HTTP API in front of `FaceDiffuser`."""
