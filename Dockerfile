@@ -5,7 +5,7 @@ FROM python:3.12-slim
 ARG JAX_EXTRA=cuda13
 WORKDIR /fd_jax
 COPY . .
-RUN pip install --no-cache-dir ".[train]" "jax[${JAX_EXTRA}]"
+RUN pip install --no-cache-dir ".[train,gcs]" "jax[${JAX_EXTRA}]"
 
 # Compiled functions are kept where every user may write.
 ENV JAX_COMPILATION_CACHE_DIR=/tmp/fd_jax

@@ -1,5 +1,6 @@
 """The training loop: steps, metrics, checkpoints, previews, and the end of a run."""
 
+import contextlib
 import math
 import shutil
 import signal
@@ -24,6 +25,7 @@ from fd_jax.images.png import write_png
 from fd_jax.numerics import seed_key
 from fd_jax.params import Flat
 from fd_jax.training.config import TrainConfig
+from fd_jax.training.goodput import Goodput
 from fd_jax.training.metrics import MetricsWriter
 from fd_jax.training.prefetch import DevicePrefetcher
 from fd_jax.training.rates import RateMeter
@@ -69,6 +71,7 @@ class Loop:
         evaluate: Function that computes held-out losses; None without held-out batches.
         preview: Function that makes a sheet of images; None without previews.
         held_out: Held-out losses before the first step.
+        restarts: How often the run was resumed.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Loop:
         evaluate: Evaluate | None,
         preview: Preview | None,
         held_out: dict[str, float],
+        restarts: int = 0,
     ):
         self.config = config
         self.workdir = workdir
@@ -112,6 +116,7 @@ class Loop:
         self._is_first = jax.process_index() == 0
         self._is_profiled = False
         self._profile = workdir
+        self._goodput = Goodput(restarts)
 
     def run(self) -> int | None:
         """Trains; returns the number of the signal that stopped the run early, or None.
@@ -131,20 +136,26 @@ class Loop:
         try:
             with SignalGuard() as guard, self._progress_bar() as bar:
                 stopped = self._take_steps(guard, bar)
-            self._checkpoints.wait()
+            with self._goodput.span("saving"):
+                self._checkpoints.wait()
         finally:
             if self._writer is not None:
                 self._writer.close()
+        if self._is_first:
+            print(self._goodput.summary())
         return stopped if self._step < self.config.loop.num_steps else None
 
     def _take_steps(self, guard: SignalGuard, bar: tqdm) -> int | None:
         key = seed_key(self.config.loop.seed)
         num_steps = self.config.loop.num_steps
+        compiles: contextlib.AbstractContextManager = self._goodput.span("compiling")  # once
         while self._step < num_steps:
-            batch, index = next(self._batches)
+            with self._goodput.span("waiting"):
+                batch, index = next(self._batches)
             self._start_profile()
-            with jax.profiler.StepTraceAnnotation("train", step_num=self._step + 1):
+            with jax.profiler.StepTraceAnnotation("train", step_num=self._step + 1), compiles:
                 self.state, metrics = self._train_step(self.state, self.frozen, batch, key)
+            compiles = contextlib.nullcontext()
             self._step += 1
             self._lock.check()
             self._read_pending(bar)
@@ -186,10 +197,11 @@ class Loop:
             return
         self._read_pending(bar)  # raises before parameters that are not finite are used
         start = time.perf_counter()
-        if evaluates:
-            self._write_held_out()
-        if previews:
-            self._write_preview()
+        with self._goodput.span("evaluating"):
+            if evaluates:
+                self._write_held_out()
+            if previews:
+                self._write_preview()
         if saves:
             self._save()
         self._rates.exclude(time.perf_counter() - start)
@@ -221,6 +233,10 @@ class Loop:
         if loss is None and self._recent:
             loss = float(np.mean(self._recent))
         self._recent = []
+        with self._goodput.span("saving"):
+            self._start_save(loss)
+
+    def _start_save(self, loss: float | None) -> None:
         if self._writer is not None:
             self._writer.save()
         self._checkpoints.save(
@@ -234,6 +250,7 @@ class Loop:
             {
                 "position": self._step * self.config.data.batch_size,
                 "held_out": self._held_out,
+                "restarts": self._goodput.restarts,
                 "versions": distributed.versions(),
             },
             None if loss is None else {"loss": loss},
@@ -263,7 +280,7 @@ class Loop:
         bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
         rates = self._rates.read(step, self._batches.waited)
         if self._writer is not None:
-            self._writer.write(step, line | rates)
+            self._writer.write(step, line | rates | self._goodput.read())
 
     def _raise_not_finite(self, step: int, metrics: dict[str, float], index: np.ndarray) -> None:
         rows = multihost_utils.process_allgather(index) if jax.process_count() > 1 else index

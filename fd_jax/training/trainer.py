@@ -164,6 +164,7 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
                 evaluate=evaluate,
                 preview=preview,
                 held_out=meta.get("held_out", {}),
+                restarts=meta.get("restarts", 0) + 1 if meta else 0,
             )
             return loop.run()
         finally:

@@ -18,6 +18,7 @@ from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors
 from fd_jax.checkpoints.torch.names import flatten, to_torch, torch_names
 from fd_jax.checkpoints.torch.writer import write_torch
+from fd_jax.checkpoints.weights import open_weights
 from fd_jax.data.captions import load_tokenizer
 from fd_jax.errors import CheckpointError, OutputError
 from fd_jax.files import read_json
@@ -225,6 +226,16 @@ def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^1$"):
         export_module.main()
     assert f"error: {tmp_path}/no does not exist, expected" in capsys.readouterr().err
+
+
+def test_the_command_line_writes_a_single_file(runs, tmp_path, monkeypatch):
+    command = ["export", str(runs["sdm"]), str(tmp_path / "out"), "--single-file"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        export_module.main()
+    assert not end.value.code
+    opened = open_weights(tmp_path / "out" / "stable_diffusion.safetensors")
+    assert set(opened.parts) == {"unet", "vae", "text_encoder"}
 
 
 def test_torch_files_hold_all_shapes_and_dtypes(tmp_path):

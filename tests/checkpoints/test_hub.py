@@ -154,3 +154,12 @@ def test_a_server_that_fails_for_a_while(hub, abstract):
     hub.failures = 2
     assert opened.load(["vae"], place(), abstract).params.keys() == {"vae"}
     assert hub.failures == 0
+
+
+def test_a_mistyped_path_below_a_folder_that_is_here_does_not_ask_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert parse_hub_name("runs/tdn") is None
+    with pytest.raises(CheckpointError, match=r"^runs/tdn does not exist, expected"):
+        open_weights("runs/tdn")
