@@ -22,7 +22,7 @@ import numpy as np
 
 from fd_jax import FaceDiffuser, SamplerConfig, assets, distributed
 from fd_jax.inference.inputs import ImageKey
-from fd_jax.inference.writer import ImageConfig
+from fd_jax.inference.pictures import ImageConfig
 from fd_jax.web.launch import launch
 from fd_jax.web.requests import Limits
 from fd_jax.web.scheduler import Scheduler

@@ -17,9 +17,10 @@ from fd_jax.files import path_exists
 from fd_jax.images.png import read_settings, setting_text, write_png
 from fd_jax.images.sheets import contact_sheet
 from fd_jax.inference.inputs import ImageKey, SamplingInputs, join_inputs
+from fd_jax.inference.pictures import Picture, readable
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.prompt_file import PromptLine, read_prompt_file
-from fd_jax.inference.writer import Picture, PictureWriter, readable
+from fd_jax.inference.writer import PictureWriter
 from fd_jax.sharding import make_mesh
 
 SHEET = "contact_sheet.png"

@@ -48,14 +48,9 @@ from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
 from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 from fd_jax.inference.model_options import ModelOptions
+from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture
 from fd_jax.inference.validation import unused_options
-from fd_jax.inference.writer import (
-    ImageConfig,
-    OutputConfig,
-    Picture,
-    PictureWriter,
-    warn,
-)
+from fd_jax.inference.writer import PictureWriter, warn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

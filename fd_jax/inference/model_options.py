@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from fd_jax.config import Config
 from fd_jax.errors import InputError
+from fd_jax.inference.pictures import readable
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.sources import LoraOn, check_sources
-from fd_jax.inference.writer import readable
 
 LIMITS = (
     "bundled models: 64 px, portraits in front of the painted scenes of fd_jax/demo/painters.py; "

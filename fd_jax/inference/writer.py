@@ -2,21 +2,18 @@
 
 import dataclasses
 import functools
-import os
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from fd_jax.config import Config, Range
 from fd_jax.data.prepare.faces import opencv
 from fd_jax.errors import InputError
 from fd_jax.faces.recognizers import load_recognizer
@@ -26,83 +23,13 @@ from fd_jax.images.png import write_png
 from fd_jax.images.trace_sheet import trace_sheet
 from fd_jax.inference.candidates import CandidateJudge, Score
 from fd_jax.inference.inputs import SamplingInputs, shown_references
+from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture, readable
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.samples import Samples, SamplingTrace
-from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig
+from fd_jax.sampling.stages import STAGE_NAMES
 
 CANDIDATES = "candidates"  # folder of all candidates, in that of the pictures
 _TRACE_COLUMNS = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConfig(Config):
-    """Settings that all pictures of a command share."""
-
-    sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=SamplerConfig
-    )
-    height: int | None = None
-    """Height of the pictures in pixels; by default that of the models' training."""
-    width: int | None = None
-    """Width of the pictures in pixels; by default that of the models' training."""
-    subject_resolution: Annotated[int | None, tyro.conf.arg(aliases=["--object-resolution"])] = None
-    """Side to which photographs are resized first; by default that of the image encoder."""
-    crop_references: bool | None = None
-    """Cut photographs to head and shoulders and remove their background. By default those that are
-    not head and shoulders already, if OpenCV is installed."""
-    candidates: Annotated[int, Range(1)] = 1
-    """Candidates to make of each picture of people. The best is kept: the right number of faces
-    counts first, then their likeness to the photographs. Needs OpenCV."""
-    recognizer: Path | None = None
-    """Face recognizer that compares candidates with the photographs: the folder or file of OpenCV's
-    SFace, or another ONNX file. By default the SDM's image encoder does."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputConfig(Config):
-    """Files that are written, and the batches they are sampled in."""
-
-    output: Path = Path("outputs")
-    """Folder for the pictures."""
-    batch_size: Annotated[int, Range(1)] = 4
-    """Pictures sampled at a time; of one prompt, on each device."""
-    trace: bool = False
-    """Also draw saliency maps, masks and predictions at some steps: NAME_trace.png beside
-    NAME.png."""
-    keep_candidates: bool = False
-    """Also write all candidates, to OUTPUT/candidates."""
-    overwrite: bool = False
-    """Replace pictures that exist already."""
-    metadata: bool = True
-    """Store the settings in each PNG, with file names (not paths) of the photographs."""
-
-
-class Picture(NamedTuple):
-    """A picture to sample, and its file."""
-
-    output: str  # file name
-    prompt: str
-    negative_prompt: str
-    references: tuple[tuple[Path, ...], ...]  # the photographs of each person
-    seed: int
-    number: int  # number of the picture among those of its prompt and seed
-    line: int | None = None  # line of the prompt file
-    candidate: int | None = None  # index among the candidates, where there are several
-
-    @property
-    def trace(self) -> str:
-        """File name of the trace."""
-        return f"{Path(self.output).stem}_trace.png"
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what tells the picture from others of the same command."""
-        return {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "references": [_names(person) for person in self.references],
-            "seed": self.seed,
-            "image_number": self.number,
-        }
 
 
 class _Best(NamedTuple):
@@ -350,12 +277,6 @@ class PictureWriter:
         return f"made {self.num_made} pictures in {seconds:.1f} s: {folder}{failed}"
 
 
-def _names(person: Sequence[Path]) -> str | list[str]:
-    """Returns the file name of a photograph, or a list of several of one person."""
-    names = [readable(path.name) for path in person]
-    return names[0] if len(names) == 1 else names
-
-
 def draw_trace(
     pipe: FaceDiffuser,
     trace: SamplingTrace,
@@ -382,8 +303,3 @@ def warn(message: str, line: int | None = None) -> None:
     """Prints a warning, with the line of the prompt file."""
     where = "" if line is None else f"line {line}: "
     tqdm.write(f"warning: {where}{message}", file=sys.stderr)
-
-
-def readable(name: str) -> str:
-    """Returns a file name as text that can be printed and stored, also if it is not UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")

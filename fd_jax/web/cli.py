@@ -25,7 +25,7 @@ from fd_jax.cli import run
 from fd_jax.config import Range
 from fd_jax.errors import InputError
 from fd_jax.inference.model_options import ModelOptions
-from fd_jax.inference.writer import ImageConfig
+from fd_jax.inference.pictures import ImageConfig
 from fd_jax.web.requests import Limits
 from fd_jax.web.scheduler import Scheduler
 from fd_jax.web.service import Service

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fd_jax.images.png import encode_png
+from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture
 from fd_jax.inference.pipeline import FaceDiffuser
-from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter
+from fd_jax.inference.writer import PictureWriter
 from fd_jax.web.jobs import Job
 
 

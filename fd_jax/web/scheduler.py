@@ -15,9 +15,9 @@ from fd_jax.errors import InputError
 from fd_jax.images.pixels import to_uint8
 from fd_jax.inference.compiled import PART_ROWS
 from fd_jax.inference.inputs import ImageKey, join_inputs
+from fd_jax.inference.pictures import ImageConfig
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.tables import Part
-from fd_jax.inference.writer import ImageConfig
 from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig, join_steps, make_steps
 from fd_jax.web.batching import choose_batch, size_for
 from fd_jax.web.jobs import Frame, Job, Status

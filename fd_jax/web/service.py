@@ -6,8 +6,9 @@ from typing import Any
 
 from fd_jax.errors import InputError
 from fd_jax.images.png import setting_text
+from fd_jax.inference.pictures import ImageConfig, OutputConfig
 from fd_jax.inference.pipeline import FaceDiffuser
-from fd_jax.inference.writer import ImageConfig, OutputConfig, PictureWriter
+from fd_jax.inference.writer import PictureWriter
 from fd_jax.web.jobs import Job
 from fd_jax.web.requests import Limits, parse_request
 from fd_jax.web.results import Result, finished_pictures

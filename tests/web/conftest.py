@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from fd_jax import SamplerConfig
-from fd_jax.inference.writer import ImageConfig
+from fd_jax.inference.pictures import ImageConfig
 from fd_jax.web.requests import Limits, parse_request
 from fd_jax.web.scheduler import Scheduler
 

@@ -10,7 +10,8 @@ from PIL import Image
 from fd_jax import SamplerConfig, read_settings
 from fd_jax.errors import InputError
 from fd_jax.images.png import encode_png
-from fd_jax.inference.writer import ImageConfig, OutputConfig, Picture, PictureWriter
+from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture
+from fd_jax.inference.writer import PictureWriter
 from fd_jax.web.requests import Limits, parse_request, parse_settings
 
 LIMITS = Limits(max_photograph_mb=0.01, max_prompt_length=60, max_num_steps=60)
