@@ -206,7 +206,7 @@ class BucketPath(PosixPath):
             except FileNotFoundError as error:
                 raise FileNotFoundError(errno.ENOENT, "does not exist", str(self)) from error
             except Exception as error:
-                from gcsfs.retry import is_retriable
+                from gcsfs.retry import is_retriable  # pyright: ignore[reportMissingImports]
 
                 text = " ".join(str(error).split())
                 if text.startswith("Forbidden"):
@@ -304,7 +304,7 @@ class GrowingObject:
 def _file_system() -> Any:
     """Returns the client. Listings are not kept, as other processes write too."""
     import fsspec.config
-    import gcsfs
+    import gcsfs  # pyright: ignore[reportMissingImports]  # optional
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised too
     # Orbax makes clients of its own, which take this from here.

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from fd_jax.sampling.guidance import GuidedDenoiser, no_model
@@ -81,7 +82,7 @@ def sample(
     return jax.lax.scan(body, state, steps)
 
 
-def _choose(contexts: Contexts, index: Int[Array, ""] | Int[Array, " b"]) -> Context:
+def _choose(contexts: Contexts, index: Int[Array | np.ndarray, "*b"]) -> Context:
     """Returns one of the contexts, the same for all images or one for each."""
     if index.ndim == 0:
         return contexts[index]
@@ -92,6 +93,6 @@ def _choose(contexts: Contexts, index: Int[Array, ""] | Int[Array, " b"]) -> Con
     )
 
 
-def _per_image(column: Array) -> Array:
+def _per_image(column: Array | np.ndarray) -> Array | np.ndarray:
     """Returns a value of a row as it multiplies latents."""
     return column if column.ndim == 0 else column[:, None, None, None]

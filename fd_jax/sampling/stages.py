@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
@@ -158,7 +158,7 @@ def join_steps(tables: Sequence[Steps]) -> Steps:
             raise InputError(
                 "images of one batch differ in their solver or number of steps, expected the same"
             )
-    each = {
+    each: dict[str, Any] = {
         name: np.stack([getattr(table, name) for table in tables], axis=1)
         for name in Steps._fields
         if name != "solver"

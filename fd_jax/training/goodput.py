@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-SPANS = ("compiling", "saving", "evaluating", "waiting")
+SPANS: tuple[str, ...] = ("compiling", "saving", "evaluating", "waiting")
 
 
 class Goodput:
@@ -16,7 +16,7 @@ class Goodput:
 
     def __init__(self, restarts: int):
         self.restarts = restarts
-        self._total = dict.fromkeys(SPANS, 0.0)
+        self._total: dict[str, float] = dict.fromkeys(SPANS, 0.0)
         self._begin = time.perf_counter()
         self._last = self._begin, dict(self._total)
 

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,7 +73,7 @@ def message_view(error: InputError | str) -> str:
 
 def frame_view(frame: Frame) -> str:
     """Returns the panels of one evaluation, with what they mean."""
-    panels = trace_panels(*_stacked([frame]), _PANEL_SIDE)
+    panels = trace_panels(*_stacked([frame]), side=_PANEL_SIDE)
     figures = [
         _figure(_uri(_png(images[0])), f"{label}, evaluation {frame.step}", label, _MEANING[label])
         for label, images in panels.items()
@@ -113,9 +114,10 @@ def pictures_view(results: Sequence[Result], prompt: str, notes: Sequence[str]) 
     return f'{warnings}<div class="fd-pictures">{"".join(figures)}</div>'
 
 
-def _stacked(frames: Sequence[Frame]) -> tuple:
+def _stacked(frames: Sequence[Frame]) -> tuple[Any, Any, Any, Any]:
     names = "predicted", "tdm_saliency", "sdm_saliency", "sdm_weight"
-    return tuple(np.stack([getattr(frame, name) for frame in frames]) for name in names)
+    a, b, c, d = (np.stack([getattr(frame, name) for frame in frames]) for name in names)
+    return a, b, c, d
 
 
 def _figure(uri: str, alt: str, caption: str, meaning: str) -> str:
