@@ -86,8 +86,8 @@ def sample_prompt(
     if len(pictures) > 1 and not writer.num_failed:
         settings = pictures[0].settings()
         del settings["image_number"]
-        if writer.images.candidates > 1:
-            settings["candidates"] = writer.images.candidates
+        if writer.choice.candidates > 1:
+            settings["candidates"] = writer.choice.candidates
         labels = [f"seed {picture.seed}, picture {picture.number}" for picture in pictures]
         _write_sheet(
             sheet, pictures[:MAX_ON_SHEET], labels, writer, writer.settings(pipe, **settings)
@@ -127,7 +127,7 @@ def sample_file(load: LoadPipeline, path: Path, seed: int, writer: PictureWriter
     pipe = load(make_mesh(jax.local_devices()))
     begin = time.perf_counter()
     size = -(-writer.output.batch_size // pipe.mesh.size) * pipe.mesh.size
-    lines = max(size // writer.images.candidates, 1)  # in a batch
+    lines = max(size // writer.choice.candidates, 1)  # in a batch
     with tqdm(desc="pictures", total=len(share), unit=" pictures", disable=not is_first) as bar:
         batch: list[tuple[Picture, SamplingInputs]] = []
         for picture in share:

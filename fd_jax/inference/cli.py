@@ -48,7 +48,7 @@ from fd_jax.files import check_folder
 from fd_jax.inference.batch import sample_file, sample_prompt
 from fd_jax.inference.inputs import MAX_PHOTOGRAPHS, MAX_SEED
 from fd_jax.inference.model_options import ModelOptions
-from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture
+from fd_jax.inference.pictures import CandidateConfig, ImageConfig, OutputConfig, Picture
 from fd_jax.inference.validation import unused_options
 from fd_jax.inference.writer import PictureWriter, warn
 
@@ -80,6 +80,9 @@ class Arguments(ModelOptions):
     images: Annotated[ImageConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=ImageConfig
     )
+    choice: Annotated[CandidateConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=CandidateConfig
+    )
     files: Annotated[OutputConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=OutputConfig
     )
@@ -93,9 +96,6 @@ class Arguments(ModelOptions):
             raise InputError("expected either --prompt or --prompt-file, not both")
         if self.prompt is None and self.file is None:
             raise InputError("expected either --prompt or --prompt-file")
-        if self.images.candidates == 1 and (self.images.recognizer or self.files.keep_candidates):
-            option = "--recognizer" if self.images.recognizer else "--keep-candidates"
-            raise InputError(f"{option} goes with --candidates")
         if self.prompt is None:
             for name, default in (
                 ("references", ()),
@@ -119,7 +119,7 @@ def sample(arguments: Arguments) -> int:
     """Samples the pictures and returns the exit status."""
     distributed.join(arguments.processes)
     distributed.enable_compile_cache()
-    writer = PictureWriter(arguments.images, arguments.files, arguments.models())
+    writer = PictureWriter(arguments.images, arguments.files, arguments.models(), arguments.choice)
     check_folder(arguments.files.output)
     seed = _seed(arguments.seed)
 

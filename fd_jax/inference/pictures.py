@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from fd_jax.config import Config, Range
+from fd_jax.errors import InputError
 from fd_jax.sampling.stages import SamplerConfig
 
 
@@ -28,12 +29,6 @@ class ImageConfig(Config):
     crop_references: bool | None = None
     """Cut photographs to head and shoulders and remove their background. By default those that are
     not head and shoulders already, if OpenCV is installed."""
-    candidates: Annotated[int, Range(1)] = 1
-    """Candidates to make of each picture of people. The best is kept: the right number of faces
-    counts first, then their likeness to the photographs. Needs OpenCV."""
-    recognizer: Path | None = None
-    """Face recognizer that compares candidates with the photographs: the folder or file of OpenCV's
-    SFace, or another ONNX file. By default the SDM's image encoder does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +42,30 @@ class OutputConfig(Config):
     trace: bool = False
     """Also draw saliency maps, masks and predictions at some steps: NAME_trace.png beside
     NAME.png."""
-    keep_candidates: bool = False
-    """Also write all candidates, to OUTPUT/candidates."""
     overwrite: bool = False
     """Replace pictures that exist already."""
     metadata: bool = True
     """Store the settings in each PNG, with file names (not paths) of the photographs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateConfig(Config):
+    """How many candidates of a picture are made, and how the best is chosen."""
+
+    candidates: Annotated[int, Range(1)] = 1
+    """Candidates to make of each picture of people. The best is kept: the right number of faces
+    counts first, then their likeness to the photographs. Needs OpenCV."""
+    recognizer: Path | None = None
+    """Face recognizer that compares candidates with the photographs: the folder or file of OpenCV's
+    SFace, or another ONNX file. By default the SDM's image encoder does."""
+    keep_candidates: bool = False
+    """Also write all candidates, to OUTPUT/candidates."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.candidates == 1 and (self.recognizer or self.keep_candidates):
+            option = "--recognizer" if self.recognizer else "--keep-candidates"
+            raise InputError(f"{option} goes with --candidates")
 
 
 class Picture(NamedTuple):

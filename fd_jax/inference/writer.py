@@ -23,13 +23,20 @@ from fd_jax.images.png import write_png
 from fd_jax.images.trace_sheet import trace_sheet
 from fd_jax.inference.candidates import CandidateJudge, Score
 from fd_jax.inference.inputs import SamplingInputs, shown_references
-from fd_jax.inference.pictures import ImageConfig, OutputConfig, Picture, readable
+from fd_jax.inference.pictures import (
+    CandidateConfig,
+    ImageConfig,
+    OutputConfig,
+    Picture,
+    readable,
+)
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.samples import Samples, SamplingTrace
 from fd_jax.sampling.stages import STAGE_NAMES
 
 CANDIDATES = "candidates"  # folder of all candidates, in that of the pictures
 _TRACE_COLUMNS = 8
+_NO_CHOICE = CandidateConfig()
 
 
 class _Best(NamedTuple):
@@ -51,21 +58,29 @@ class PictureWriter:
         images: Settings of all pictures.
         output: Folder and files.
         models: Paths of the models, for the settings in the PNG files.
+        choice: Number of candidates, and how the best is chosen.
 
     Raises:
         InputError: The face recognizer cannot be used, or OpenCV is missing for candidates.
     """
 
-    def __init__(self, images: ImageConfig, output: OutputConfig, models: Mapping[str, str]):
+    def __init__(
+        self,
+        images: ImageConfig,
+        output: OutputConfig,
+        models: Mapping[str, str],
+        choice: CandidateConfig = _NO_CHOICE,
+    ):
         self.images = images
         self.output = output
+        self.choice = choice
         self.num_made = 0
         self.num_failed = 0
         self._models = models
-        self._recognizer = images.recognizer and load_recognizer(images.recognizer)
+        self._recognizer = choice.recognizer and load_recognizer(choice.recognizer)
         self._judge: CandidateJudge | None = None
         self._best: dict[str, _Best] = {}  # by file name
-        if images.candidates > 1:
+        if choice.candidates > 1:
             opencv()
 
     def rows(self, picture: Picture) -> list[Picture]:
@@ -81,7 +96,7 @@ class PictureWriter:
         ]
 
     def _num_candidates(self, picture: Picture) -> int:
-        return self.images.candidates if picture.references else 1
+        return self.choice.candidates if picture.references else 1
 
     def files(self, picture: Picture) -> list[Path]:
         """Returns the files of a picture: itself, and its trace if wanted."""
@@ -100,7 +115,7 @@ class PictureWriter:
         ]
 
     def _all_files(self, picture: Picture) -> list[Path]:
-        rows = self.rows(picture) if self.output.keep_candidates else []
+        rows = self.rows(picture) if self.choice.keep_candidates else []
         return self.files(picture) + [self._candidate_file(row) for row in rows]
 
     def _candidate_file(self, row: Picture) -> Path:
@@ -209,11 +224,11 @@ class PictureWriter:
         if self._judge is None:
             self._judge = CandidateJudge(pipe, self._recognizer or None)
         best = self._best.get(picture.output)
-        is_last = picture.candidate == self.images.candidates - 1
+        is_last = picture.candidate == self.choice.candidates - 1
         if samples.is_finite[i] or (is_last and best is None):
             pixels = np.asarray(samples[i])
             score = self._judge(pixels, picture.references, inputs)
-            if self.output.keep_candidates:
+            if self.choice.keep_candidates:
                 self._write_file(pipe, self._candidate_file(picture), pixels, picture, score)
             if best is None or score > best.score:
                 best = _Best(score, picture, self._draw(pipe, samples, i, picture, inputs))
@@ -247,7 +262,7 @@ class PictureWriter:
         own = picture.settings()
         if score is not None:
             own |= {
-                "candidates": self.images.candidates,
+                "candidates": self.choice.candidates,
                 "faces": score.num_faces,
                 "identity": score.identity,
             }
