@@ -140,6 +140,7 @@ def test_every_process_has_the_same_position(load):
         assert loader.position == 12
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(load):
     expected = take(load(position=4), 5)
 

@@ -601,12 +601,14 @@ def test_photographs_have_the_size_that_the_image_encoder_takes(pipe, people):
     assert Architecture().image_encoder.image_size == 224
 
 
+@pytest.mark.slow
 def test_the_resolution_of_a_run_is_its_own(checkpoints, runs, tmp_path):
     larger = copy_run(runs, "sdm", tmp_path, unet={"sample_size": 10})
     pipe = FaceDiffuser.from_pretrained(**checkpoints | {"sdm": larger})
     assert pipe.latent_size(None, None) == (10, 10)
 
 
+@pytest.mark.slow
 def test_models_that_predict_v(params, pipe, people, tmp_path):
     schedule = ScheduleConfig(prediction_type="v_prediction")
     paths = {
