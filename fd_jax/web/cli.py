@@ -49,11 +49,6 @@ class Arguments(ModelOptions):
     max_waiting: Annotated[int, Range(1)] = 64
     """Requests that may wait."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.images.candidates != 1:
-            raise InputError(f"candidates is {self.images.candidates}, expected 1 on the page")
-
 
 def serve(arguments: Arguments) -> None:
     """Serves the page until the process is interrupted."""
