@@ -133,7 +133,10 @@ def _controls(defaults: SamplerConfig, service: Service) -> dict[str, Any]:
     with gr.Row():
         named["solver"] = gr.Dropdown(list(get_args(Solver)), value=defaults.solver, label="Solver")
         named["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-        named["num_images"] = gr.Slider(1, most, 1, step=1, label="Pictures")
+        if most > 1:
+            named["num_images"] = gr.Slider(1, most, 1, step=1, label="Pictures")
+        else:  # a slider has two ends
+            named["num_images"] = gr.Number(1, label="Pictures", precision=0, interactive=False)
     with gr.Accordion("More settings", open=False):
         named["negative_prompt"] = gr.Textbox("", label="Negative prompt")
         named["sdm_weight"] = gr.Slider(
