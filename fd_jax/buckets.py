@@ -205,7 +205,7 @@ class BucketPath(PosixPath):
                 raise FileExistsError(errno.EEXIST, "exists already", str(self)) from error
             except FileNotFoundError as error:
                 raise FileNotFoundError(errno.ENOENT, "does not exist", str(self)) from error
-            except Exception as error:
+            except Exception as error:  # those of gcsfs, aiohttp and Google's have no common type
                 from gcsfs.retry import is_retriable  # pyright: ignore[reportMissingImports]
 
                 text = " ".join(str(error).split())

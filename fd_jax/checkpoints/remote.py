@@ -1,5 +1,6 @@
 """Models that lie elsewhere: configs are fetched when one is opened, weights when it is loaded."""
 
+import abc
 import dataclasses
 import json
 import re
@@ -24,7 +25,7 @@ _FLAT_STEM = "model"
 
 
 @dataclasses.dataclass(frozen=True)
-class RemoteModel:
+class RemoteModel(abc.ABC):
     """Files of a model, some of which may be on this machine already.
 
     Attributes:
@@ -37,13 +38,13 @@ class RemoteModel:
     place: str
     files: tuple[str, ...]
 
+    @abc.abstractmethod
     def fetch(self, names: Sequence[str]) -> Path:
         """Downloads files that are not here, and returns the path of the last.
 
         Raises:
             CheckpointError: They cannot be downloaded.
         """
-        raise NotImplementedError
 
     def open(self, file: str | None, open_local: Callable[[Path], Any]) -> Any:
         """Opens the model as `open_weights` opens what is on disk.

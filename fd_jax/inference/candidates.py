@@ -46,6 +46,12 @@ class CandidateJudge:
         self._recognizer = recognizer
         self._recognized = functools.cache(self._recognize)
 
+    def check(self, people: People) -> None:
+        """Raises InputError if the recognizer finds no face in a photograph."""
+        if self._recognizer is not None:
+            for path in (path for one in people for path in one):
+                self._recognized(path)
+
     def __call__(self, picture: Pixels, people: People, inputs: SamplingInputs) -> Score:
         """Scores a picture.
 

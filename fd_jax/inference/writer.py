@@ -157,7 +157,13 @@ class PictureWriter:
         }
 
     def make_inputs(self, pipe: FaceDiffuser, picture: Picture) -> SamplingInputs:
-        """Returns the inputs of a picture, in a batch of one. Prints warnings, with the line."""
+        """Returns the inputs of a picture, in a batch of one. Prints warnings, with the line.
+
+        Raises:
+            InputError: They cannot be used, or the faces of candidates not be compared with them.
+        """
+        if self._num_candidates(picture) > 1:
+            self._judge_of(pipe).check(picture.references)
         return pipe.make_inputs(
             [picture.prompt],
             [picture.references],
@@ -221,13 +227,11 @@ class PictureWriter:
 
         A candidate that is not finite is none. Raises NonFiniteError if no candidate is.
         """
-        if self._judge is None:
-            self._judge = CandidateJudge(pipe, self._recognizer or None)
         best = self._best.get(picture.output)
         is_last = picture.candidate == self.choice.candidates - 1
         if samples.is_finite[i] or (is_last and best is None):
             pixels = np.asarray(samples[i])
-            score = self._judge(pixels, picture.references, inputs)
+            score = self._judge_of(pipe)(pixels, picture.references, inputs)
             if self.choice.keep_candidates:
                 self._write_file(pipe, self._candidate_file(picture), pixels, picture, score)
             if best is None or score > best.score:
@@ -236,6 +240,11 @@ class PictureWriter:
         if is_last and best is not None:
             del self._best[picture.output]
             self._write_files(pipe, best.picture, best.drawn, best.score)
+
+    def _judge_of(self, pipe: FaceDiffuser) -> CandidateJudge:
+        if self._judge is None:
+            self._judge = CandidateJudge(pipe, self._recognizer or None)
+        return self._judge
 
     def _write_files(
         self,

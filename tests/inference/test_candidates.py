@@ -33,10 +33,7 @@ def brightest(monkeypatch):
     """Takes the brightest candidate for the best. Returns the brightness of all that it saw."""
     seen = []
 
-    class Brightness:
-        def __init__(self, pipe, recognizer):
-            pass
-
+    class Brightness(CandidateJudge):
         def __call__(self, picture, people, inputs):
             seen.append(float(picture.mean()))
             return Score(True, float(picture.mean()), len(people))
@@ -174,6 +171,27 @@ def test_several_photographs_of_a_person(pipe, people):
     assert score.num_faces == 1
     alone = CandidateJudge(pipe, recognizer)(load_photograph(people[0]), [(people[0],)], inputs)
     assert 0 < score.identity < alone.identity
+
+
+def test_a_photograph_without_a_face_is_named_before_anything_is_sampled(
+    run, people, tmp_path, monkeypatch
+):
+    """Once, and of a prompt file that line alone."""
+    wall = tmp_path / "wall.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(wall)
+    monkeypatch.setattr(writer, "load_recognizer", lambda path: Colours())
+    lines = [{"prompt": PROMPT, "references": [str(path)]} for path in (wall, people[0])]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--candidates", 2, "--recognizer", "x.onnx", "--output", tmp_path / "out"]
+    status, _, shown = run("--prompt", PROMPT, "--reference", wall, *options)
+    assert status == 1
+    assert shown.count("no face in the photograph") == 1
+    assert not names(tmp_path / "out")
+    status, printed, shown = run("--prompt-file", file, *options)
+    assert status == 1
+    assert shown.count("line 1: there is no face in the photograph") == 1
+    assert "made 1 pictures" in printed
 
 
 def test_a_photograph_without_a_face_is_named(pipe, people, tmp_path):
