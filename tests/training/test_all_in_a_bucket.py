@@ -15,8 +15,7 @@ from tests.helpers.untrained import write_untrained
 from tests.training.test_killed_in_a_bucket import CONFIG, losses
 
 SDM = (
-    'task="sdm", data__max_subjects=2, '
-    'optimizer__train=(("unet/", 1.0), ("subject_fusion/", 1.0))'
+    'task="sdm", data__max_subjects=2, optimizer__train=(("unet/", 1.0), ("subject_fusion/", 1.0))'
 )
 KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
