@@ -91,6 +91,41 @@ def test_groups_of_devices_stay_within_a_slice():
     ]
 
 
+EXCHANGES = """
+import re
+
+import numpy as np
+
+from benchmarks import ahead_of_time
+from benchmarks.devices import open_target
+from fd_jax import sharding
+
+device, devices = open_target("v5e:4x4", slices=2)
+mesh = sharding.make_mesh(devices, fsdp=8)
+case = ahead_of_time.Case("tiny", device, mesh, 1)
+program = ahead_of_time.make_program("tdm", case)
+text = program.function.lower(*program.args, **program.static).compile().as_text()
+slices = np.array([device.slice_index for device in mesh.devices.flat])
+groups = re.findall(r" all-gather(?:-start)?\\(.*replica_groups={({[0-9,{}]*})}", text)
+assert groups, "no all-gather"
+for text_of_groups in groups:
+    for group in re.findall("{([0-9,]+)}", text_of_groups):
+        assert len(set(slices[[int(i) for i in group.split(",")]])) == 1, group
+print(sorted(set(re.findall('megascale_(?:transfer_type|reduce_operation)="([A-Z_]+)"', text))))
+"""
+
+
+@pytest.mark.slow
+def test_only_sums_go_between_slices():
+    """A training step on two slices of 16 chips gathers parameters within each of them."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", EXCHANGES], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "['ALL_REDUCE', 'SUM']"
+
+
 def test_programs_compile_without_the_device(report):
     kind, room = {"tpu": ("TPU v5 lite", 16), "gpu": ("NVIDIA H100 80GB HBM3", 84.9)}[
         report["platform"]
