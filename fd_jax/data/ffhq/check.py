@@ -62,8 +62,10 @@ def check_folder(root: Path, page: Path | None = None) -> bool:
 
     Raises:
         DataError: There is no id file, or one cannot be read.
+        InputError: The folder is in a bucket.
         OutputError: The page cannot be written.
     """
+    root = files.local_path(root)
     lists = all_ids(root)
     if page is not None:
         files.check_folder(files.local_path(page).parent)

@@ -108,7 +108,7 @@ def build(root: Path, target: Path) -> None:
         DataError: There is a dataset already, an id appears twice in one list, or an item cannot
             be trained on.
     """
-    target = local_path(target)
+    root, target = local_path(root), local_path(target)
     if (found := find(target)) is not None:
         raise DataError(f"{found} is a dataset already, expected another folder, or delete it")
     lists = all_ids(root)

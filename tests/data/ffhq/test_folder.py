@@ -372,6 +372,13 @@ def test_a_page_that_cannot_be_written_is_refused_first(folder, tmp_path, monkey
         check.check_folder(folder, pathlib.Path(page))
 
 
+def test_a_folder_in_a_bucket_is_refused_by_name(tmp_path):
+    where = pathlib.Path("gs://bucket/photos")
+    for use in (check.check_folder, lambda folder: tfds_dataset.build(folder, tmp_path)):
+        with pytest.raises(InputError, match=r"^gs://bucket/photos is a URL"):
+            use(where)
+
+
 def test_the_check_of_a_sound_folder_draws_a_page(folder, tmp_path, capsys, monkeypatch):
     page = tmp_path / "page.png"
     monkeypatch.setattr(sys, "argv", ["ffhq", "check", str(folder), "--page", str(page)])
