@@ -13,7 +13,7 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]  # of any size: those of one sheet may diffe
 INK = (30, 30, 30)
 _SHEET_WIDTH = 4096  # approximate; many pictures share it, a few do not fill it
 _CELL_SIDES = 128, 512
-_SMALL = 192  # approximate side that smaller pictures are enlarged to
+_SMALL, _SMALL_ON_SHEET = 192, 128  # approximate side that smaller pictures are enlarged to
 _LABEL_WIDTH = 128
 _LABEL_LINES = 3
 _LABEL_LENGTH = 400  # characters; longer labels are cut before they are measured
@@ -34,7 +34,8 @@ def contact_sheet(
     Args:
         images: One or more, in the order of reading.
         labels: One label each, of a few lines at most; longer ones end in an ellipsis.
-        references: Photographs of each picture's subjects, shown small above it.
+        references: Photographs of each picture's subjects, shown above it, as large as a small
+            picture or half as wide as a large one.
 
     Raises:
         ValueError: There is no picture, or not one label and one row of references for each.
@@ -49,14 +50,16 @@ def contact_sheet(
     columns = math.ceil(math.sqrt(len(images)))
     smallest, largest = _CELL_SIDES
     side = min(max(_SHEET_WIDTH // columns, smallest), largest)
-    pictures = [scaled(image, side) for image in images]
+    pictures = [scaled(image, side, _SMALL_ON_SHEET) for image in images]
     width = max(_LABEL_WIDTH, *(picture.width for picture in pictures))
     height = max(picture.height for picture in pictures)
 
-    # Two photographs fill the width, and more of them become smaller.
+    # Two photographs fill the width of a large picture, and more of them become smaller.
     most = max(len(row) for row in references)
-    thumb = max(1, (width + _SMALL_GAP) // max(most, 2) - _SMALL_GAP)
-    strips = [_strip([scaled(image, thumb) for image in row], thumb) for row in references]
+    fitting = (width + _SMALL_GAP) // max(most, 2) - _SMALL_GAP
+    thumb = max(fitting, min(width, _SMALL_ON_SHEET))
+    strips = [_strip([scaled(image, thumb, thumb) for image in row], thumb) for row in references]
+    width = max(width, *(strip.width for strip in strips))
     top = thumb + _SMALL_GAP if most else 0
 
     font = load_font(max(12, width // 28))
@@ -78,14 +81,14 @@ def contact_sheet(
     return np.array(sheet)
 
 
-def scaled(image: Pixels, side: int) -> Image.Image:
-    """Returns the image scaled down to fit a square, or up by a whole factor if it is small."""
+def scaled(image: Pixels, side: int, small: int = _SMALL) -> Image.Image:
+    """Returns the image scaled down to fit a square, or up by a whole factor to about `small`."""
     picture = Image.fromarray(image)
     longest = max(picture.size)
     if longest > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         return picture
-    factor = max(1, min(side // longest, round(_SMALL / longest)))
+    factor = max(1, min(side // longest, round(small / longest)))
     size = factor * picture.width, factor * picture.height
     return picture.resize(size, Image.Resampling.LANCZOS)
 

@@ -226,10 +226,10 @@ def test_pictures_of_a_sheet_are_whole_and_in_order():
 @pytest.mark.parametrize(
     ("shape", "shown"),
     [
-        ((64, 64), (192, 192)),
-        ((100, 40), (200, 80)),
-        ((128, 64), (256, 128)),
-        ((1, 1), (192, 192)),
+        ((64, 64), (128, 128)),
+        ((100, 40), (100, 40)),
+        ((128, 64), (128, 64)),
+        ((1, 1), (128, 128)),
         ((129, 20), (129, 20)),
         ((512, 300), (512, 300)),
         ((1024, 256), (512, 128)),
@@ -250,10 +250,13 @@ def test_small_pictures_are_enlarged_smoothly():
     assert scaled(ramp, 100).size == (60, 30)  # by whole factors alone
 
 
-def test_references_are_at_most_half_as_wide_as_their_picture():
-    for count, side in ((1, 93), (2, 93), (3, 60)):
+@pytest.mark.parametrize(
+    ("size", "sides"), [(64, (128, 128, 128)), (512, (253, 253, 166)), (256, (128, 128, 128))]
+)
+def test_references_are_as_large_as_a_small_picture_or_half_as_wide(size, sides):
+    for count, side in enumerate(sides, start=1):
         row = [plain((i, 90, 0), 300, 300) for i in range(count)]
-        sheet = contact_sheet([plain(RED)], ["a"], references=[row])
+        sheet = contact_sheet([plain(RED, size, size)], ["a"], references=[row])
         for photograph in row:
             top, bottom, left, right = box_of(sheet, photograph[0, 0])
             assert (bottom - top, right - left) == (side, side)
@@ -269,15 +272,17 @@ def test_references_stand_above_their_picture():
     references = [
         [plain((i, 90, j), 300, 200 + 100 * (j % 2)) for j in range(i)] for i in (0, 1, 4)
     ]
+    cell = 4 * 128 + 3 * 6
     sheet = contact_sheet(images, ["a", "b", "c"], references=references)
     for image, row in zip(images, references, strict=True):
         top, _, left, right = box_of(sheet, image[0, 0])
-        previous = left - 1
+        middle = (left + right) // 2
+        previous = middle - cell // 2 - 1
         for photograph in row:
             place = box_of(sheet, photograph[0, 0])
             assert previous < place[2]
             assert place[1] < top
-            assert place[3] <= right
+            assert place[3] <= middle + cell // 2
             previous = place[3]
     without = contact_sheet(images, ["a", "b", "c"], references=[[], [], []])
     np.testing.assert_array_equal(without, contact_sheet(images, ["a", "b", "c"]))
@@ -303,7 +308,7 @@ def test_any_number_of_references_fits():
 )
 def test_any_label_can_be_drawn(label):
     sheet = contact_sheet([plain(RED)] * 2, [label, "snow"])
-    assert (sheet == RED).all(axis=-1).sum() == 2 * 192 * 192
+    assert (sheet == RED).all(axis=-1).sum() == 2 * 128 * 128
 
 
 def test_labels_differ_below_their_picture():
