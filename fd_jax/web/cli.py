@@ -72,4 +72,4 @@ def serve(arguments: Arguments) -> None:
 
 def main() -> None:
     """Runs the command line."""
-    run(serve, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    run(serve, prog="fd-demo", description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
