@@ -5,10 +5,12 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    )
+# Most functions run once or twice: LLVM's optimizations take longer than they save. Of a flag that
+# is given twice the last counts.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+)
 
 import jax
 import pytest
@@ -24,10 +26,12 @@ from tests.helpers.untrained import random_params, write_untrained
 jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Many tests compile the same functions. JAX_COMPILATION_CACHE_DIR keeps them between runs.
+# Many tests compile the same functions, also in processes that they start and in those of xdist,
+# which inherit the folder. JAX_COMPILATION_CACHE_DIR keeps them between runs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="fd_jax_tests_")
-    jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILE_CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
