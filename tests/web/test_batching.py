@@ -34,3 +34,8 @@ def test_the_first_request_is_always_sampled_and_all_fit():
         assert chosen[0] == 0
         assert total <= 16
         assert total / size_for(total, SIZES) >= counts[0] / size_for(counts[0], SIZES)
+
+
+def test_later_requests_fill_up_a_batch():
+    """Three and five make eight; the requests between them would leave gaps."""
+    assert choose_batch([3, 4, 3, 5], [1, 4, 8, 16]) == [0, 3]
