@@ -55,7 +55,8 @@ from fd_jax.training.trainer import jit_train_step
 
 # The choice among Triton's kernels for products of matrices is made by timing them on the device.
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-PROGRAMS = ("unet", "encode", "sampler", "decode", "tdm", "sdm")
+PROGRAMS = ("unet", "encode", "sampler", "reusing", "decode", "tdm", "sdm")
+SAMPLERS = ("sampler", "reusing")
 GB = 1e9
 # Latents of 32 x 32 with heads of 40 channels, as small as the kernel of attention takes them.
 TINY = Architecture(
@@ -124,6 +125,7 @@ def make_program(name: str, case: Case) -> Program:
         "peer": peer_program,
         "encode": encode_program,
         "sampler": sampler_program,
+        "reusing": partial(sampler_program, interval=2),
         "decode": decode_program,
     }
     return makers[name](case)
@@ -185,8 +187,13 @@ def sampling(case: Case, **options: str) -> tuple[CompiledSampler, Any]:
     )
 
 
-def sampler_program(case: Case) -> Program:
-    """All steps of a picture, as `CompiledSampler` compiles them without a progress bar."""
+def sampler_program(case: Case, interval: int = 1) -> Program:
+    """All steps of a picture, as `CompiledSampler` compiles them without a progress bar.
+
+    Args:
+        case: What it is compiled for.
+        interval: Evaluations of each model between two that do not reuse deep features.
+    """
     config, (programs, weights) = case.configs.unet, sampling(case)
     rows, side = sharding.batched(case.mesh), config.sample_size
     columns = NamedSharding(case.mesh, P(None, sharding.DATA_AXES))
@@ -195,15 +202,37 @@ def sampler_program(case: Case) -> Program:
         x=on(rows, state.x), x_prev=on(rows, state.x_prev), history=on(columns, state.history)
     )
     contexts = shape(columns, jnp.bfloat16, 3, case.rows, 77, config.cross_attention_dim)
-    steps = make_steps(SamplerConfig(), ScheduleConfig())
+    sampler = SamplerConfig(tdm_cache_interval=interval, sdm_cache_interval=interval)
+    steps = make_steps(sampler, ScheduleConfig())
+    if steps.reuses_features:
+        width, dtype = config.block_out_channels[0], jnp.bfloat16
+        features = shape(rows, dtype, 2 * case.rows, side, side, width)
+        state = state._replace(features=(features, features))
     args = (weights, state, contexts, np.float32(5), steps)
     static = {"smoothing": "box", "trace": False}
     plain, _ = sampling(case, attention="plain")
-    # Both count both networks in every step, each for two rows an image.
+    # Both count both networks whole in every step. An evaluation that reuses features is counted by
+    # its share of the arithmetic.
     length = len(steps.stage)
-    share = steps.num_evaluations / (4 * length)
+    used = np.sum(steps.use_tdm) + np.sum(steps.use_sdm)
+    reused = np.sum(steps.reuse_tdm) + np.sum(steps.reuse_sdm)
+    share = float(used - reused * (1 - top_share(case))) / (2 * length)
     flops = count_flops(partial(plain._sample, **static), *args)
     return Program(programs._sample, args, static, flops * share, length * share)
+
+
+def top_share(case: Case) -> float:
+    """Share of a UNet's arithmetic in its prediction from deep features."""
+    whole = unet_program(case)
+    _, x, t, context = whole.args
+    features = jax.ShapeDtypeStruct(
+        (*x.shape[:3], case.configs.unet.block_out_channels[0]), x.dtype
+    )
+
+    def call(params: Any, *args: Any) -> jax.Array:
+        return case.networks(attention="plain").unet.bind(params).from_features(*args)
+
+    return count_flops(call, whole.args[0], x, t, context, features) / whole.flops
 
 
 def encode_program(case: Case) -> Program:
@@ -375,7 +404,7 @@ def main() -> None:
         )
         found = report(name, make_program(name, case), case, compiles=not arguments.trace)
         print(json.dumps(found, indent=2), flush=True)
-        if name == "sampler" and found.get("collectives_in_loops"):
+        if name in SAMPLERS and found.get("collectives_in_loops"):
             faults.append("the sampling loop moves numbers between devices, expected none")
         if found.get("peak_gb", 0) > (room := device.memory / GB):
             taken = f"{name} takes {found['peak_gb']} GB of a device with {batch} images"

@@ -11,15 +11,14 @@ import pytest
 from fd_jax.training import cli
 from fd_jax.training.metrics import read_metrics
 from tests.helpers.processes import start, together
-
-CONFIG = "from tests.helpers.training import make_config\n\nCONFIG = make_config({})\n"
+from tests.helpers.training import CONFIG_FILE
 
 
 @pytest.fixture
 def config(tmp_path) -> pathlib.Path:
     """A config file of a tiny run of four steps."""
     path = tmp_path / "tiny.py"
-    path.write_text('"""A tiny run."""\n\n' + CONFIG.format("data__batch_size=8"))
+    path.write_text('"""A tiny run."""\n\n' + CONFIG_FILE.format("data__batch_size=8"))
     return path
 
 

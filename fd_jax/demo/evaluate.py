@@ -67,6 +67,10 @@ class Arguments(Config):
     """Solver of the diffusion ODE."""
     guidance_scale: float = 3.0
     """Scale of classifier-free guidance; 1 disables it."""
+    tdm_cache_interval: int = 1
+    """Evaluations of the TDM between two of its whole UNet (DeepCache); 1 for all whole."""
+    sdm_cache_interval: int = 1
+    """The same of the SDM."""
     batch_size: Annotated[int, Range(1)] = 16
     """Batch size, rounded up to a multiple of the devices."""
     output: Path = Path("outputs/evaluation")
@@ -81,7 +85,8 @@ class Arguments(Config):
 
     def runs(self) -> list[Run]:
         """Returns all runs: the modes, then SNF with other borders of its stages."""
-        names = "alpha", "beta", "num_steps", "solver", "guidance_scale"
+        names = ("alpha", "beta", "num_steps", "solver", "guidance_scale")
+        names += ("tdm_cache_interval", "sdm_cache_interval")
         sampler = SamplerConfig(**{name: getattr(self, name) for name in names})
         return make_runs(MODES, sampler, sweep=True)
 

@@ -88,6 +88,10 @@ class Arguments(Config):
     """Solver of the diffusion ODE."""
     guidance_scale: float = 5.0
     """Scale of classifier-free guidance; 1 disables it."""
+    tdm_cache_interval: int = 1
+    """Evaluations of the TDM between two of its whole UNet (DeepCache); 1 for all whole."""
+    sdm_cache_interval: int = 1
+    """The same of the SDM."""
     clip: Path | None = None
     """Folder of a CLIP (ViT-L/14 in the papers), which judges prompts."""
     judges: tuple[Path, ...] = ()
@@ -120,7 +124,8 @@ class Arguments(Config):
     @property
     def sampler(self) -> SamplerConfig:
         """The sampler, of any mode."""
-        names = "alpha", "beta", "num_steps", "solver", "guidance_scale"
+        names = ("alpha", "beta", "num_steps", "solver", "guidance_scale")
+        names += ("tdm_cache_interval", "sdm_cache_interval")
         return SamplerConfig(**{name: getattr(self, name) for name in names})
 
     def models(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Makes, scores and reports the pictures of an evaluation, whatever its prompts and judges are."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,13 +64,9 @@ def make_runs(modes: Sequence[Any], sampler: SamplerConfig, *, sweep: bool) -> l
     Raises:
         InputError: Alpha and beta do not fit.
     """
-    fields = {
-        name: getattr(sampler, name)
-        for name in ("num_steps", "solver", "guidance_scale", "alpha", "beta", "sdm_weight")
-    }
 
     def run(name: str, mode: Any, **others: Any) -> Run:
-        return Run(name, SamplerConfig(**fields | {"mode": mode} | others))
+        return Run(name, dataclasses.replace(sampler, mode=mode, **others))
 
     runs = [run(mode, mode) for mode in modes]
     main = (sampler.alpha, sampler.beta)

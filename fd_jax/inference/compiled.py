@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,7 +19,7 @@ from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks
 from fd_jax.numerics import pinned, seed_key
 from fd_jax.sampling.generate import Contexts, Trace, initial_noise, sample
-from fd_jax.sampling.guidance import as_eps, guided
+from fd_jax.sampling.guidance import as_eps, guided, guided_reusing
 from fd_jax.sampling.noise_fusion import Smoothing
 from fd_jax.sampling.solvers import SolverState, init_state
 from fd_jax.sampling.stages import Steps, pad_steps
@@ -75,12 +76,18 @@ class CompiledSampler:
         history: Any = NamedSharding(mesh, P(None, sharding.DATA_AXES))
         # One layout for every state, whether it is the first or returned by `_sample`: with two
         # layouts the sampler would be compiled twice.
-        state = SolverState(rows, rows, history, rows)
+        state = SolverState(rows, rows, history, rows, rows)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh, networks.dtype))
         self._encode = jit(partial(_encode, networks))
         self._embed = jit(partial(_embed, networks))
-        self._start = jit(_start, static_argnames=("height", "width"), out_shardings=state)
-        self._continue = jit(_continue, out_shardings=state)
+        self._start = jit(
+            partial(_start, networks),
+            static_argnames=("height", "width", "reuses_features"),
+            out_shardings=state,
+        )
+        self._continue = jit(
+            partial(_continue, networks), static_argnames="reuses_features", out_shardings=state
+        )
         self._sample = jit(
             partial(_sample, networks, mesh, schedule or ScheduleConfig()),
             static_argnames=("smoothing", "trace"),
@@ -120,10 +127,13 @@ class CompiledSampler:
         with pinned(self._dtype):
             contexts = self._encode(self.params, sharding.to_mesh(batch.inputs, rows))
             seeds, numbers = sharding.to_mesh((batch.seeds, batch.numbers), rows)
+            # Without reuse the features are no part of the program.
+            reuses = {"reuses_features": steps.reuses_features}
             if batch.latents is None:
-                state = self._start(seeds, numbers, height=size[0], width=size[1])
+                state = self._start(seeds, numbers, height=size[0], width=size[1], **reuses)
             else:
-                state = self._continue(sharding.to_mesh(batch.latents, rows), seeds, numbers)
+                latents = sharding.to_mesh(batch.latents, rows)
+                state = self._continue(latents, seeds, numbers, **reuses)
             for first in range(0, length, part_length):
                 part = jax.tree.map(lambda column, i=first: column[i : i + part_length], table)
                 state, seen = self._sample(
@@ -181,16 +191,32 @@ def _embed(networks: Networks, params: Params, pixels: Float[Array, "b h w 3"]) 
 
 
 def _start(
-    seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"], *, height: int, width: int
+    networks: Networks,
+    seeds: UInt32[Array, " b"],
+    numbers: Int32[Array, " b"],
+    *,
+    height: int,
+    width: int,
+    reuses_features: bool,
 ) -> SolverState:
-    keys = _keys(seeds, numbers)
-    return init_state(initial_noise(keys, height, width), keys)
+    noise = initial_noise(_keys(seeds, numbers), height, width)
+    return _continue(networks, noise, seeds, numbers, reuses_features=reuses_features)
 
 
 def _continue(
-    latents: Latents, seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"]
+    networks: Networks,
+    latents: Latents,
+    seeds: UInt32[Array, " b"],
+    numbers: Int32[Array, " b"],
+    *,
+    reuses_features: bool,
 ) -> SolverState:
-    return init_state(latents, _keys(seeds, numbers))
+    state = init_state(latents, _keys(seeds, numbers))
+    if not reuses_features:
+        return state
+    unet = networks.unet.bind(networks.unet.abstract)
+    features = unet.no_features(jnp.repeat(latents, 2, axis=0))
+    return state._replace(features=(features, features))
 
 
 def _keys(seeds: UInt32[Array, " b"], numbers: Int32[Array, " b"]) -> Key[Array, " b"]:
@@ -212,10 +238,11 @@ def _sample(
 ) -> tuple[SolverState, Trace | None]:
     if guidance_scale.ndim:
         guidance_scale = guidance_scale[:, None, None, None]
-    tdm, sdm = (
-        guided(as_eps(networks.unet.bind(unet), schedule), guidance_scale)
-        for unet in (params.tdm, params.sdm)
-    )
+    unets = networks.unet.bind(params.tdm), networks.unet.bind(params.sdm)
+    if state.features is None:
+        tdm, sdm = (guided(as_eps(unet, schedule), guidance_scale) for unet in unets)
+    else:
+        tdm, sdm = (guided_reusing(unet, schedule, guidance_scale) for unet in unets)
     with sharding.on_mesh(mesh):
         return sample(tdm, sdm, state, contexts, steps, smoothing=smoothing, trace=trace)
 

@@ -165,6 +165,8 @@ def unused_options(sampler: SamplerConfig, *, negative_prompt: bool, references:
         "fusion_start": mode in ("tdm", "sdm"),
         "beta": sampler.fusion_end is not None or mode in ("tdm", "sdm", "delayed"),
         "fusion_end": mode in ("tdm", "sdm", "delayed"),
+        "tdm_cache_interval": not steps.reuse_tdm.any(),
+        "sdm_cache_interval": not steps.reuse_sdm.any(),
     }
     defaults = {field.name: field.default for field in dataclasses.fields(SamplerConfig)}
     return [

@@ -154,49 +154,110 @@ class UNet(nnx.Module):
             The predicted noise, and the attention map in float32 of each layer, by its name
             (`down_blocks.1.attentions.0`). Queries are pixels, row by row.
         """
+        eps, maps, _ = self._predict(x, t, context, levels)
+        return eps, maps
+
+    @jax.named_scope("unet")
+    def with_features(
+        self, x: Latents, t: Int[Array, " b"], context: Context
+    ) -> tuple[Latents, Features]:
+        """Predicts the noise, and returns the deep features, for `from_features`."""
+        eps, _, features = self._predict(x, t, context, ())
+        return eps, features
+
+    @jax.named_scope("unet")
+    def from_features(
+        self, x: Latents, t: Int[Array, " b"], context: Context, features: Features
+    ) -> Latents:
+        """Predicts the noise from the deep features of another timestep.
+
+        Only the first convolution and the last layer of the up path run, a tenth of the whole:
+        DeepCache, arXiv:2312.00858, at its outermost skip connection.
+        """
+        temb, h = self._embed(x, t)
+        return self._out(features, h, temb, context.astype(self.dtype))[0]
+
+    def no_features(self, x: Latents) -> Features:
+        """Returns zeros in the shape of the deep features of `x`."""
+        return jnp.zeros((*x.shape[:3], self.config.block_out_channels[0]), self.dtype)
+
+    def _predict(
+        self, x: Latents, t: Int[Array, " b"], context: Context, levels: Collection[str]
+    ) -> tuple[Latents, dict[str, AttentionMap], Features]:
+        """Returns the predicted noise, maps as `with_maps` does, and the deep features."""
         maps: dict[str, AttentionMap] = {}
 
-        def run(block: nnx.Module, *args: Array, **static: bool) -> Any:
-            return remat(partial(_call, **static), self.remat)(block, *args)
-
-        def layers(name: str, level: Level, i: int, h: Features, temb: Array) -> Array:
-            h = run(level.resnets[i], h, temb)
-            if hasattr(level, "attentions"):
-                h = attend(name, level, i, h)
-            return h
-
-        def attend(name: str, level: Level, i: int, h: Features) -> Features:
-            h, probs = run(level.attentions[i], h, context, return_map=name in levels)
+        def keep(name: str, i: int, probs: AttentionMap | None) -> None:
             if probs is not None:
                 maps[f"{name}.attentions.{i}"] = probs
+
+        def layer(name: str, level: Level, i: int, h: Features) -> Array:
+            h, probs = self._layer(level, i, h, temb, context, return_map=name in levels)
+            keep(name, i, probs)
             return h
 
         context = context.astype(self.dtype)
-        temb = self.time_embedding(t)
-        h = self.conv_in(x.astype(self.dtype))
+        temb, h = self._embed(x, t)
         skips = [h]
         for i, level in enumerate(self.down_blocks):
             for j in range(len(level.resnets)):
-                h = layers(f"down_blocks.{i}", level, j, h, temb)
+                h = layer(f"down_blocks.{i}", level, j, h)
                 skips.append(h)
             if i < len(self.downsamplers):
                 h = self.downsamplers[i](h)
                 skips.append(h)
 
         first, last = self.mid_block.resnets
-        h = run(first, h, temb)
-        h = attend("mid_block", self.mid_block, 0, h)
-        h = run(last, h, temb)
+        [attention] = self.mid_block.attentions
+        h = self._run(first, h, temb)
+        h, probs = self._run(attention, h, context, return_map="mid_block" in levels)
+        keep("mid_block", 0, probs)
+        h = self._run(last, h, temb)
 
         for i, level in enumerate(self.up_blocks):
-            for j in range(len(level.resnets)):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = layers(f"up_blocks.{i}", level, j, h, temb)
-            if i < len(self.upsamplers):
+            is_top = i == len(self.upsamplers)
+            for j in range(len(level.resnets) - is_top):
+                h = layer(f"up_blocks.{i}", level, j, jnp.concatenate([h, skips.pop()], axis=-1))
+            if not is_top:
                 h = self.upsamplers[i](upsample(h))
 
+        name = f"up_blocks.{len(self.upsamplers)}"
+        eps, probs = self._out(h, skips.pop(), temb, context, return_map=name in levels)
+        keep(name, len(self.up_blocks[-1].resnets) - 1, probs)
+        return eps, maps, h
+
+    def _embed(self, x: Latents, t: Int[Array, " b"]) -> tuple[Array, Features]:
+        """Returns the time embedding, and the features of the first convolution."""
+        return self.time_embedding(t), self.conv_in(x.astype(self.dtype))
+
+    def _out(
+        self,
+        h: Features,
+        skip: Float[Array, "b h w skip"],
+        temb: Array,
+        context: Context,
+        *,
+        return_map: bool = False,
+    ) -> tuple[Latents, AttentionMap | None]:
+        """Returns the noise that the last layer of the up path predicts, and its map."""
+        level = self.up_blocks[-1]
+        h = jnp.concatenate([h, skip], axis=-1)
+        last = len(level.resnets) - 1
+        h, probs = self._layer(level, last, h, temb, context, return_map=return_map)
         eps = silu_conv_out(self.conv_norm_out, self.conv_out, h)
-        return eps.astype(jnp.float32), maps
+        return eps.astype(jnp.float32), probs
+
+    def _layer(
+        self, level: Level, i: int, h: Features, temb: Array, context: Context, *, return_map: bool
+    ) -> tuple[Array, AttentionMap | None]:
+        """Runs a residual block, and its transformer where the level has them."""
+        h = self._run(level.resnets[i], h, temb)
+        if not hasattr(level, "attentions"):
+            return h, None
+        return self._run(level.attentions[i], h, context, return_map=return_map)
+
+    def _run(self, block: nnx.Module, *args: Array, **static: bool) -> Any:
+        return remat(partial(_call, **static), self.remat)(block, *args)
 
 
 def _call(block: Callable[..., Any], *args: Array, **static: bool) -> Any:

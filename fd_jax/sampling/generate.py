@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from fd_jax.sampling.guidance import GuidedDenoiser, no_model
+from fd_jax.sampling.guidance import (
+    GuidedDenoiser,
+    ReusingDenoiser,
+    no_model,
+    no_model_reusing,
+)
 from fd_jax.sampling.noise_fusion import Smoothing, saliency, saliency_mask
 from fd_jax.sampling.solvers import SolverState, predict_x0, solver_step
 from fd_jax.sampling.stages import AUGMENTED, NULL, TEXT, Steps
@@ -34,8 +39,8 @@ def initial_noise(keys: Key[Array, " b"], height: int, width: int) -> Latents:
 
 
 def sample(
-    tdm: GuidedDenoiser,
-    sdm: GuidedDenoiser,
+    tdm: GuidedDenoiser | ReusingDenoiser,
+    sdm: GuidedDenoiser | ReusingDenoiser,
     state: SolverState,
     contexts: Contexts,
     steps: Steps,
@@ -46,9 +51,10 @@ def sample(
     """Executes rows of the table, from noise or from the state that earlier rows returned.
 
     Args:
-        tdm: Guided denoiser of the text.
-        sdm: Guided denoiser of the text with subjects.
-        state: `init_state` of noise, or the state that an earlier call returned.
+        tdm: Guided denoiser of the text; of `guided_reusing` if the state has features.
+        sdm: Guided denoiser of the text with subjects, of the same kind.
+        state: `init_state` of noise, or the state that an earlier call returned. Without features,
+            all rows evaluate the whole networks.
         contexts: Contexts of every image.
         steps: The rows, one evaluation each; for all images, or of `join_steps`.
         smoothing: Smoothing of the saliency.
@@ -57,15 +63,24 @@ def sample(
 
     def body(state: SolverState, row: Steps) -> tuple[SolverState, Trace | None]:
         x = state.x
+        by_tdm = x, row.solver, contexts[NULL], contexts[TEXT]
+        uncond, cond = _choose(contexts, row.sdm_uncond), _choose(contexts, row.sdm_cond)
+        by_sdm = x, row.solver, uncond, cond
         # One conditional per network: a three-way switch would hold four copies of a UNet, and a
         # select would evaluate both networks at every step.
-        eps_tdm, response_tdm = jax.lax.cond(
-            row.use_tdm, tdm, no_model, x, row.solver, contexts[NULL], contexts[TEXT]
-        )
-        uncond, cond = _choose(contexts, row.sdm_uncond), _choose(contexts, row.sdm_cond)
-        eps_sdm, response_sdm = jax.lax.cond(
-            row.use_sdm, sdm, no_model, x, row.solver, uncond, cond
-        )
+        features = None
+        if state.features is None:
+            eps_tdm, response_tdm = jax.lax.cond(row.use_tdm, tdm, no_model, *by_tdm)
+            eps_sdm, response_sdm = jax.lax.cond(row.use_sdm, sdm, no_model, *by_sdm)
+        else:
+            deep_tdm, deep_sdm = state.features
+            eps_tdm, response_tdm, deep_tdm = jax.lax.cond(
+                row.use_tdm, tdm, no_model_reusing, *by_tdm, row.reuse_tdm, deep_tdm
+            )
+            eps_sdm, response_sdm, deep_sdm = jax.lax.cond(
+                row.use_sdm, sdm, no_model_reusing, *by_sdm, row.reuse_sdm, deep_sdm
+            )
+            features = deep_tdm, deep_sdm
         saliency_tdm = saliency(response_tdm, smoothing)
         saliency_sdm = saliency(response_sdm, smoothing)
         mask = saliency_mask(saliency_tdm, saliency_sdm)
@@ -77,7 +92,7 @@ def sample(
         if trace:
             x0 = predict_x0(x, eps, row.solver)
             seen = Trace(saliency_tdm[..., 0], saliency_sdm[..., 0], weight[..., 0], x0)
-        return solver_step(state, eps, row.solver), seen
+        return solver_step(state, eps, row.solver)._replace(features=features), seen
 
     return jax.lax.scan(body, state, steps)
 

@@ -1,11 +1,13 @@
 """Functions of denoisers: noise from either prediction type, and classifier-free guidance."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from fd_jax.sampling.solvers import SolverRows, v_to_eps
+from fd_jax.sampling.solvers import Features, SolverRows, v_to_eps
 from fd_jax.schedule import ScheduleConfig
 from fd_jax.types import Context, Latents
 
@@ -15,6 +17,28 @@ Denoiser = Callable[[Latents, Int[Array, " b"], Context], Latents]
 EpsDenoiser = Callable[[Latents, SolverRows, Context], Latents]
 # x, row, uncond, cond -> guided eps, guidance response
 GuidedDenoiser = Callable[[Latents, SolverRows, Context, Context], tuple[Latents, Latents]]
+# the same, whether to reuse the features, the features -> the same, the features to go on with
+ReusingDenoiser = Callable[
+    [Latents, SolverRows, Context, Context, Bool[Array, ""], Features],
+    tuple[Latents, Latents, Features],
+]
+
+
+@runtime_checkable
+class DeepDenoiser(Protocol):
+    """A UNet whose deep features can be reused."""
+
+    def with_features(
+        self, x: Latents, t: Int[Array, " b"], context: Context
+    ) -> tuple[Latents, Features]:
+        """Predicts as a denoiser does, and returns its deep features."""
+        ...
+
+    def from_features(
+        self, x: Latents, t: Int[Array, " b"], context: Context, features: Features
+    ) -> Latents:
+        """Predicts from deep features of another timestep."""
+        ...
 
 
 def as_eps(denoiser: Denoiser, schedule: ScheduleConfig) -> EpsDenoiser:
@@ -26,10 +50,7 @@ def as_eps(denoiser: Denoiser, schedule: ScheduleConfig) -> EpsDenoiser:
     """
 
     def predict_eps(x: Latents, row: SolverRows, context: Context) -> Latents:
-        prediction = denoiser(x, jnp.broadcast_to(row.t, x.shape[:1]), context)
-        if schedule.prediction_type == "epsilon":
-            return prediction
-        return v_to_eps(x, prediction, row)
+        return _to_eps(denoiser(x, _timesteps(x, row), context), x, row, schedule)
 
     return predict_eps
 
@@ -53,13 +74,41 @@ def guided(
     def guide(
         x: Latents, row: SolverRows, uncond: Context, cond: Context
     ) -> tuple[Latents, Latents]:
-        # Both evaluations of an image are neighbours, so that a sharded batch stays where it is.
-        doubled = jnp.repeat(x, 2, axis=0)
-        context = jnp.stack([uncond, cond], axis=1).reshape(-1, *cond.shape[1:])
-        eps = denoiser(doubled, row, context)
-        eps = eps.astype(jnp.float32).reshape(-1, 2, *x.shape[1:])
-        response = scale * (eps[:, 1] - eps[:, 0])
-        return eps[:, 0] + response, response
+        doubled, context = _double(x, uncond, cond)
+        return _respond(denoiser(doubled, row, context), scale)
+
+    return guide
+
+
+def guided_reusing(
+    denoiser: DeepDenoiser,
+    schedule: ScheduleConfig,
+    scale: Float[Array, ""] | Float[Array, "b 1 1 1"],
+) -> ReusingDenoiser:
+    """Returns a function as `guided` does, which reuses deep features where it is told to.
+
+    Args:
+        denoiser: Predicts `schedule.prediction_type`.
+        schedule: Noise schedule that the denoiser was trained with.
+        scale: Guidance scale, for all images or one for each.
+    """
+
+    def guide(
+        x: Latents,
+        row: SolverRows,
+        uncond: Context,
+        cond: Context,
+        reuse: Bool[Array, ""],
+        features: Features,
+    ) -> tuple[Latents, Latents, Features]:
+        doubled, context = _double(x, uncond, cond)
+        inputs = doubled, _timesteps(doubled, row), context
+        prediction, features = jax.lax.cond(
+            reuse,
+            lambda: (denoiser.from_features(*inputs, features), features),
+            lambda: denoiser.with_features(*inputs),
+        )
+        return *_respond(_to_eps(prediction, doubled, row, schedule), scale), features
 
     return guide
 
@@ -69,3 +118,45 @@ def no_model(
 ) -> tuple[Latents, Latents]:
     """Returns zeros, in place of a guided denoiser that is not evaluated."""
     return jnp.zeros_like(x), jnp.zeros_like(x)
+
+
+def no_model_reusing(
+    x: Latents,
+    row: SolverRows,
+    uncond: Context,
+    cond: Context,
+    reuse: Bool[Array, ""],
+    features: Features,
+) -> tuple[Latents, Latents, Features]:
+    """Returns zeros and the features as they are, in place of a denoiser of `guided_reusing`."""
+    return *no_model(x, row, uncond, cond), features
+
+
+def _timesteps(x: Latents, row: SolverRows) -> Int[Array, " b"]:
+    return jnp.broadcast_to(row.t, x.shape[:1])
+
+
+def _to_eps(prediction: Latents, x: Latents, row: SolverRows, schedule: ScheduleConfig) -> Latents:
+    if schedule.prediction_type == "epsilon":
+        return prediction
+    return v_to_eps(x, prediction, row)
+
+
+def _double(
+    x: Latents, uncond: Context, cond: Context
+) -> tuple[Float[Array, "evaluations h w 4"], Float[Array, "evaluations tokens context"]]:
+    """Returns the inputs of both evaluations of each image.
+
+    They are neighbours, so that a sharded batch stays where it is.
+    """
+    context = jnp.stack([uncond, cond], axis=1).reshape(-1, *cond.shape[1:])
+    return jnp.repeat(x, 2, axis=0), context
+
+
+def _respond(
+    eps: Float[Array, "evaluations h w 4"], scale: Float[Array, ""] | Float[Array, "b 1 1 1"]
+) -> tuple[Latents, Latents]:
+    """Returns guided noise and guidance response of both evaluations of each image."""
+    eps = eps.astype(jnp.float32).reshape(-1, 2, *eps.shape[1:])
+    response = scale * (eps[:, 1] - eps[:, 0])
+    return eps[:, 0] + response, response

@@ -12,6 +12,7 @@ from fd_jax.errors import InputError
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod, final_alpha_cumprod
 
 Latents = Float32[Array, "b h w c"]
+Features = Float[Array, "evaluations h w f"]
 Timesteps = Int64[np.ndarray, " n"]
 Levels = Float64[np.ndarray, " n"]  # alphas_cumprod of each of n samples
 
@@ -54,6 +55,8 @@ class SolverState(NamedTuple):
     x_prev: Latents  # x before the last step
     history: Float32[Array, "3 b h w c"]  # predictions of earlier rows, newest first
     keys: Key[Array, " b"] | None = None  # of the noise that is added on the way, if it is
+    # Deep features of TDM and SDM, both evaluations of each image, if rows reuse them.
+    features: tuple[Features, Features] | None = None
 
 
 def init_state(x: Float[Array, "b h w c"], keys: Key[Array, " b"] | None = None) -> SolverState:
@@ -89,7 +92,8 @@ def solver_step(state: SolverState, eps: Float[Array, "b h w c"], row: SolverRow
     if state.keys is not None:
         x = x + row.noise_weight * _noise(state, row)
     pushed = jnp.concatenate([p[None], state.history[:2]])
-    return SolverState(x, state.x, jnp.where(row.push, pushed, state.history), state.keys)
+    history = jnp.where(row.push, pushed, state.history)
+    return state._replace(x=x, x_prev=state.x, history=history)
 
 
 def _noise(state: SolverState, row: SolverRows) -> Latents:

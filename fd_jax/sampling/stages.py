@@ -1,6 +1,7 @@
 """The three stages as a table: which networks, contexts and blending each evaluation uses."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -54,6 +55,11 @@ class SamplerConfig(Config):
     """Weight of the SDM's noise in mode weighted."""
     smoothing: Smoothing = "box"
     """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
+    tdm_cache_interval: Annotated[int, Range(1)] = 1
+    """Evaluations of the TDM between two of its whole UNet; those between reuse its deep features
+    (DeepCache). 1 reuses none, 2 takes half of the time."""
+    sdm_cache_interval: Annotated[int, Range(1)] = 1
+    """The same of the SDM."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,13 +73,15 @@ class Steps(NamedTuple):
     """One row per UNet evaluation, noisiest first. Inside the scan the leading axis is gone.
 
     In a table of `join_steps`, all columns but the solver's and those of the models that are
-    evaluated have an axis of images at the end.
+    evaluated, and how, have an axis of images at the end.
     """
 
     solver: SolverRows
     stage: Int32[Array | np.ndarray, "*n"]  # SCENE, FUSION or SUBJECT
     use_tdm: Bool[Array | np.ndarray, "*n"]  # whether the TDM is evaluated
     use_sdm: Bool[Array | np.ndarray, "*n"]
+    reuse_tdm: Bool[Array | np.ndarray, "*n"]  # whether its last deep features are reused
+    reuse_sdm: Bool[Array | np.ndarray, "*n"]
     sdm_uncond: Int32[Array | np.ndarray, "*n"]  # index of the context to guide away from
     sdm_cond: Int32[Array | np.ndarray, "*n"]  # index of the context to guide towards
     use_snf: Bool[Array | np.ndarray, "*n"]  # whether saliency, not a weight, blends the noises
@@ -83,6 +91,11 @@ class Steps(NamedTuple):
     def num_evaluations(self) -> int:
         """Number of UNet evaluations per image: two per model and row, for guidance."""
         return 2 * int(np.sum(self.use_tdm) + np.sum(self.use_sdm))
+
+    @property
+    def reuses_features(self) -> bool:
+        """Whether any evaluation reuses deep features."""
+        return bool(np.any(self.reuse_tdm) or np.any(self.reuse_sdm))
 
 
 def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
@@ -107,6 +120,8 @@ def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
         stage.astype(np.int32),
         use_tdm,
         use_sdm,
+        _reuse(use_tdm, uncond, config.tdm_cache_interval),
+        _reuse(use_sdm, cond, config.sdm_cache_interval),
         uncond,
         cond.astype(np.int32),
         both & (config.mode == "snf"),
@@ -143,6 +158,20 @@ def _stages(config: SamplerConfig, solver: SolverRows) -> np.ndarray:
     return np.where(order < start, SCENE, np.where(order < end, FUSION, SUBJECT))
 
 
+def _reuse(use: np.ndarray, context: np.ndarray, interval: int) -> np.ndarray:
+    """Returns which evaluations of a model reuse the deep features of one before.
+
+    The first one does not, nor does the first one of another context.
+    """
+    reuse = np.zeros(len(use), bool)
+    used = np.flatnonzero(use)
+    age = 0
+    for before, i in itertools.pairwise(used):
+        age = age + 1 if context[i] == context[before] else 0
+        reuse[i] = age % interval != 0
+    return reuse
+
+
 def join_steps(tables: Sequence[Steps]) -> Steps:
     """Returns one table for a batch whose images have a table each.
 
@@ -150,7 +179,8 @@ def join_steps(tables: Sequence[Steps]) -> Steps:
     one entry per image, [n, b], so that each image is made as by its own table.
 
     Raises:
-        InputError: Their solvers, or the numbers of their steps, differ.
+        InputError: Their solvers, the numbers of their steps, or the evaluations at which they
+            reuse deep features, differ.
     """
     first = tables[0].solver
     for table in tables[1:]:
@@ -163,8 +193,14 @@ def join_steps(tables: Sequence[Steps]) -> Steps:
         for name in Steps._fields
         if name != "solver"
     }
-    for name in ("use_tdm", "use_sdm"):
-        each[name] = each[name].any(axis=1)
+    for model in ("tdm", "sdm"):
+        use, reuse = each[f"use_{model}"], each[f"reuse_{model}"]
+        each[f"use_{model}"], each[f"reuse_{model}"] = use.any(axis=1), reuse.any(axis=1)
+        if (use & (reuse != reuse.any(axis=1, keepdims=True))).any():
+            raise InputError(
+                f"images of one batch reuse deep features of the {model.upper()} at different "
+                f"evaluations, expected the same ({model}_cache_interval, alpha and beta)"
+            )
     return Steps(solver=first, **each)
 
 

@@ -21,6 +21,8 @@ from fd_jax.inference.inputs import MAX_SEED
 from fd_jax.inference.validation import merge_sampler, whole
 from fd_jax.sampling.stages import SamplerConfig
 
+# Settings of the sampler that stay as the server was started: others would be compiled.
+SHARED = ("smoothing", "tdm_cache_interval", "sdm_cache_interval")
 _MAX_NAME = 255  # characters of a file name
 
 
@@ -83,8 +85,7 @@ def parse_request(
 
     Args:
         limits: Limits of a request.
-        defaults: Settings of the sampler that are not given. Its smoothing stays: another one would
-            be compiled.
+        defaults: Settings of the sampler that are not given. Those in `SHARED` stay.
         max_images: Largest number of pictures.
         prompt: Prompt with a marker for each photograph.
         photographs: List of {"name": ..., "data": base64 of an image file}.
@@ -156,7 +157,12 @@ def parse_settings(texts: Mapping[str, str]) -> tuple[dict[str, Any], SamplerCon
     own = {name: _value(name, texts, str) for name in ("prompt", "negative_prompt")}
     own |= {name: _value(name, texts, int) for name in ("seed", "image_number")}
     own["references"] = _value("references", texts, list)
-    fields = {name: _value(name, texts, hint) for name, hint in field_types(SamplerConfig).items()}
+    # Pictures of an earlier version lack the fields that are new: their defaults change nothing.
+    fields = {
+        name: _value(name, texts, hint)
+        for name, hint in field_types(SamplerConfig).items()
+        if name in texts
+    }
     return own, SamplerConfig(**fields)
 
 
@@ -196,11 +202,13 @@ def _samplers(
     """Returns the sampler of each combination of settings, by its label."""
     if not isinstance(settings, Mapping):
         raise InputError(f"settings is a {type(settings).__name__}, expected names and values")
-    if settings.get("smoothing", defaults.smoothing) != defaults.smoothing:
-        raise InputError(
-            f"smoothing is {settings['smoothing']!r}, expected {defaults.smoothing!r}, with which "
-            "this server was started"
-        )
+    for name in SHARED:
+        expected = getattr(defaults, name)
+        if settings.get(name, expected) != expected:
+            raise InputError(
+                f"{name} is {settings[name]!r}, expected {expected!r}, with which this server was "
+                "started"
+            )
     lists = {name: value for name, value in settings.items() if isinstance(value, list)}
     total = int(np.prod([len(values) for values in lists.values()], dtype=object))
     if not 1 <= total <= 10 * most:

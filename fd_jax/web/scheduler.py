@@ -21,7 +21,7 @@ from fd_jax.inference.tables import Part
 from fd_jax.sampling.stages import STAGE_NAMES, SamplerConfig, join_steps, make_steps
 from fd_jax.web.batching import choose_batch, size_for
 from fd_jax.web.jobs import Frame, Job, Status
-from fd_jax.web.requests import Request
+from fd_jax.web.requests import SHARED, Request
 
 # Share of the time of sampling that decoding of frames may take, and the number of parts after
 # which there is one however long it takes.
@@ -44,7 +44,7 @@ class Scheduler:
 
     Args:
         pipe: The models.
-        images: Settings that all pictures share. Of the sampler only the smoothing counts.
+        images: Settings that all pictures share. Of the sampler only those in `SHARED` count.
         sizes: Numbers of pictures that are compiled, rounded up to multiples of the devices.
         max_waiting: Number of jobs that may wait.
     """
@@ -73,9 +73,8 @@ class Scheduler:
 
     def warm_up(self) -> None:
         """Compiles all sizes, and measures how long a part and the decoding of a frame take."""
-        sampler = SamplerConfig(
-            num_steps=2 * PART_ROWS, alpha=0.0, beta=1.0, smoothing=self.images.sampler.smoothing
-        )
+        shared = {name: getattr(self.images.sampler, name) for name in SHARED}
+        sampler = SamplerConfig(num_steps=2 * PART_ROWS, alpha=0.0, beta=1.0, **shared)
         black = np.zeros((64, 64, 3), np.uint8)
         inputs = self._inputs("a man <|image|>", [black], "", sampler, crop=False, notes=[])
         for size in self.sizes:
@@ -199,8 +198,8 @@ class Scheduler:
         """Returns what jobs of one batch have in common."""
         steps = join_steps([make_steps(sampler, self.pipe.schedule) for sampler in job.samplers])
         sampler = job.samplers[0]
-        used = np.asarray(steps.use_tdm).tobytes(), np.asarray(steps.use_sdm).tobytes()
-        return sampler.solver, sampler.num_steps, *used
+        columns = steps.use_tdm, steps.use_sdm, steps.reuse_tdm, steps.reuse_sdm
+        return sampler.solver, sampler.num_steps, *(np.asarray(c).tobytes() for c in columns)
 
     def _sample(self, jobs: Sequence[Job]) -> None:
         images = [(row, image) for row, job in enumerate(jobs) for image in job.request.images]

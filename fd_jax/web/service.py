@@ -10,7 +10,7 @@ from fd_jax.inference.pictures import ImageConfig, OutputConfig
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.inference.writer import PictureWriter
 from fd_jax.web.jobs import Job
-from fd_jax.web.requests import Limits, parse_request
+from fd_jax.web.requests import SHARED, Limits, parse_request
 from fd_jax.web.results import Result, finished_pictures
 from fd_jax.web.scheduler import Scheduler
 
@@ -127,7 +127,7 @@ class Service:
         """Returns which fixed settings of a picture differ from this server's, with its values."""
         writer = PictureWriter(self.images, OutputConfig(), self._models)
         here = writer.settings(self.pipe)
-        names = ["height", "width", "subject_resolution", "crop_references", "smoothing", "dtype"]
+        names = ["height", "width", "subject_resolution", "crop_references", *SHARED, "dtype"]
         names += ["models", "base", "sdm", "tdm", "image_encoder", "loras", "lora_on"]
         found = [
             f"{name} ({texts.get(name, 'none')} there)"

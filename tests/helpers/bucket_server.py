@@ -91,6 +91,12 @@ def serve(*buckets: str) -> Iterator[BucketServer]:
         server.server_close()
 
 
+def losses_in(server: BucketServer, run: str) -> dict[int, float]:
+    """The losses that a run in `bucket` has written, by step."""
+    lines = server.content("bucket", f"{run}/metrics.jsonl").decode().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
 class _Refused(Exception):
     def __init__(self, code: int, reason: str):
         self.code, self.reason = code, reason

@@ -21,13 +21,21 @@ from fd_jax.training.config import (
     ObjectiveConfig,
     TrainConfig,
 )
+from fd_jax.training.metrics import read_metrics
 from fd_jax.training.optimizer import OptimizerConfig
 from fd_jax.training.tasks import TASKS
 from fd_jax.training.tasks.base import Batch, Task
 from tests.helpers.networks import TINY
 from tests.helpers.untrained import random_params
 
+# Of a file for `train.py --config`; its braces take the arguments of `make_config`.
+CONFIG_FILE = "from tests.helpers.training import make_config\n\nCONFIG = make_config({})\n"
 SIZE = 16  # of the images; latents are 8 x 8
+
+
+def read_losses(workdir: pathlib.Path) -> dict[int, float]:
+    """The losses that a run has written, by step."""
+    return {line["step"]: line["loss"] for line in read_metrics(workdir / "metrics.jsonl")}
 
 
 def random_batch(count: int, *, seed: int = 0, subjects: int = 2) -> Batch:

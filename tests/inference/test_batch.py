@@ -308,6 +308,7 @@ def test_a_folder_of_photographs_is_taken_in_the_order_of_names(run, people, tmp
         (["--mode", "tdm", "--alpha", 0.1, "--beta", 0.2], ["references", "alpha", "beta"]),
         (["--mode", "delayed", "--beta", 0.7, "--negative-prompt", "blurry"], ["beta"]),
         (["--alpha", 0.2, "--fusion-start", 1], ["alpha"]),
+        (["--mode", "sdm", "--tdm-cache-interval", 2], ["tdm_cache_interval"]),
         (["--negative-prompt", "blurry", "--alpha", 0.2], []),
     ],
 )

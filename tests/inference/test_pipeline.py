@@ -248,6 +248,26 @@ def test_modes(pipe, people):
     assert np.abs(fused - make(mode="snf", smoothing="gaussian")).max() > 0
 
 
+def test_reused_features_make_other_pictures_the_same_in_any_batch(pipe, wide_pipe, people):
+    """One device or several, one dispatch or parts, one sampler or one for each picture."""
+    sampler = SamplerConfig(num_steps=7, tdm_cache_interval=2, sdm_cache_interval=2)
+    whole = dataclasses.replace(sampler, tdm_cache_interval=1, sdm_cache_interval=1)
+    options = {"num_images": 3, "subject_resolution": 28}
+    images = pixels(pipe, ONE, people[:1], sampler=sampler, **options)
+    assert np.abs(images - pixels(pipe, ONE, people[:1], sampler=whole, **options)).max() > 1e-4
+
+    keys = [ImageKey(0, 0, number) for number in range(3)]
+    options = {"size": pipe.latent_size(None, None), "batch_size": 4}
+    parts = []
+    for each, on_part in ((pipe, None), (wide_pipe, parts.append)):
+        inputs = each.make_inputs([ONE], [people[:1]], [""], subject_resolution=28)
+        [samples] = each.sample_batches(
+            inputs, keys, sampler=[sampler] * 3, on_part=on_part, **options
+        )
+        np.testing.assert_allclose(samples.pixels, images, atol=1e-4)
+    assert [part.done for part in parts] == [5, 7]
+
+
 def test_the_tdm_needs_no_subjects(pipe, people):
     plain = pixels(pipe, "a man in the snow", mode="tdm", **FAST)
     np.testing.assert_array_equal(plain, pixels(pipe, ONE, mode="tdm", **FAST))

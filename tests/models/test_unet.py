@@ -65,6 +65,36 @@ def test_asking_for_maps_changes_no_noise(predict, seen):
     np.testing.assert_allclose(seen[0], predict(X, T, CONTEXT), rtol=1e-4, atol=1e-5)
 
 
+def test_own_deep_features_give_the_same_noise(unet, predict):
+    """What the top makes of the features of the same inputs is what the whole UNet predicts."""
+    graphdef, params = unet
+
+    @fast_jit
+    def run(params):
+        model = nnx.merge(graphdef, params)
+        eps, features = model.with_features(X, T, CONTEXT)
+        none = model.no_features(X)
+        assert (features.shape, features.dtype) == (none.shape, none.dtype)
+        return eps, model.from_features(X, T, CONTEXT, features)
+
+    whole, top = run(params)
+
+    np.testing.assert_array_equal(whole, predict(X, T, CONTEXT))
+    np.testing.assert_allclose(top, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_from_deep_features_depends_on_all_inputs(unet):
+    graphdef, params = unet
+    features = normal((3, 6, 10, 8), 2)
+    run = fast_jit(lambda params, *inputs: nnx.merge(graphdef, params).from_features(*inputs))
+    inputs = X, T, CONTEXT, features
+    eps = run(params, *inputs)
+
+    for i in range(len(inputs)):
+        changed = [value[::-1] if i == j else value for j, value in enumerate(inputs)]
+        assert np.abs(run(params, *changed) - eps).min(axis=(1, 2, 3)).max() > 0
+
+
 def test_maps_are_distributions_over_the_tokens(seen):
     _, maps = seen
 

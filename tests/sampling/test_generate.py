@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fd_jax.sampling.generate import initial_noise, sample
-from fd_jax.sampling.guidance import as_eps, guided
-from fd_jax.sampling.solvers import init_state
+from fd_jax.sampling.guidance import as_eps, guided, guided_reusing
+from fd_jax.sampling.solvers import SolverState, init_state, solver_step
 from fd_jax.sampling.stages import SamplerConfig, make_steps, pad_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from tests.helpers.modules import fast_jit, normal
@@ -314,6 +314,95 @@ def test_compiled_program_holds_each_network_once():
     assert len(conditionals) == 2
     assert all("while/body" in line for line in conditionals)
     assert len(re.findall(r"= .* while\(", text)) == 1
+
+
+class Deep:
+    """A stand-in whose deep features hold half of its noise."""
+
+    def __init__(self, weight):
+        self.deep, self.top = stand_in(weight), stand_in(weight + 0.2)
+
+    def with_features(self, x, t, context):
+        features = self.deep(x, t, context)
+        return self.from_features(x, t, context, features), features
+
+    def from_features(self, x, t, context, features):
+        return (self.top(x, t, context) + features) / 2
+
+    def __call__(self, x, t, context):
+        return self.with_features(x, t, context)[0]
+
+
+DEEP_TDM, DEEP_SDM = Deep(0.7), Deep(1.3)
+
+
+@functools.partial(fast_jit, static_argnames="trace")
+def jitted_reusing(state, contexts, steps, trace=False):
+    tdm, sdm = (guided_reusing(deep, ScheduleConfig(), GUIDANCE) for deep in (DEEP_TDM, DEEP_SDM))
+    return sample(tdm, sdm, state, contexts, steps, trace=trace)
+
+
+def init_reusing(features=0.0):
+    features = jnp.full((2 * len(X), *X.shape[1:]), features)
+    return init_state(X)._replace(features=(features, features))
+
+
+def test_a_table_without_reuse_is_sampled_as_without_features():
+    """Whatever the features are at first, as the first evaluation reuses none."""
+    state, trace = jitted_reusing(init_reusing(jnp.nan), CONTEXTS, steps_of(), trace=True)
+    expected, expected_trace = run(steps_of(), tdm=DEEP_TDM, sdm=DEEP_SDM, trace=True)
+
+    np.testing.assert_allclose(state.x, expected.x, rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), trace, expected_trace
+    )
+
+
+@pytest.mark.parametrize("mode", ["tdm", "sdm"])
+def test_reused_features_are_those_of_the_last_whole_evaluation(mode):
+    """Step by step in a loop of Python, every third one whole."""
+    steps = steps_of(mode=mode, **{f"{mode}_cache_interval": 3})
+    model = DEEP_TDM if mode == "tdm" else DEEP_SDM
+    null, text, augmented = CONTEXTS
+    pair = (null, text) if mode == "tdm" else (text, augmented)
+    context = jnp.stack(pair, axis=1).reshape(-1, *text.shape[1:])
+
+    state = init_state(X)
+    for i in range(10):
+        row = jax.tree.map(lambda column, i=i: column[i], steps.solver)
+        doubled = jnp.repeat(state.x, 2, axis=0)
+        t = jnp.full(len(doubled), row.t)
+        if i % 3 == 0:
+            eps, features = model.with_features(doubled, t, context)
+        else:
+            eps = model.from_features(doubled, t, context, features)
+        eps = eps[::2] + GUIDANCE * (eps[1::2] - eps[::2])
+        state = solver_step(state, eps, row)
+
+    found = jitted_reusing(init_reusing(), CONTEXTS, steps)[0].x
+    np.testing.assert_allclose(found, state.x, rtol=1e-4, atol=1e-5)
+    assert (
+        jnp.abs(found - jitted_reusing(init_reusing(), CONTEXTS, steps_of(mode=mode))[0].x).max()
+        > 1e-2
+    )
+
+
+def test_patterns_of_reuse_compile_nothing_and_go_on_in_parts():
+    settings = [{"tdm_cache_interval": 2}, {"sdm_cache_interval": 2}, {"sdm_cache_interval": 4}]
+    tables = [steps_of(**each) for each in settings]
+    before = jitted_reusing._cache_size()
+    found = [jitted_reusing(init_reusing(), CONTEXTS, steps)[0] for steps in tables]
+    assert jitted_reusing._cache_size() - before <= 1
+
+    for i, a in enumerate(found):
+        for b in found[:i]:
+            assert jnp.abs(a.x - b.x).max() > 1e-3
+
+    state: SolverState = init_reusing()
+    for first in (0, 5):
+        part = jax.tree.map(lambda column, i=first: column[i : i + 5], tables[1])
+        state, _ = jitted_reusing(state, CONTEXTS, part)
+    jax.tree.map(np.testing.assert_array_equal, state, found[1])
 
 
 def test_noise_of_an_image_follows_from_its_key_alone():

@@ -16,6 +16,7 @@ from fd_jax.sampling.stages import (
     SUBJECT,
     TEXT,
     SamplerConfig,
+    join_steps,
     make_steps,
     pad_steps,
 )
@@ -246,6 +247,42 @@ def test_padding_leaves_latents_as_they_are(solver):
 
     np.testing.assert_allclose(padded.x, whole.x, rtol=1e-6)
     np.testing.assert_array_equal(padded.history, scan(x, pad_steps(steps, 7).solver).history)
+
+
+def test_every_other_evaluation_of_a_model_reuses_its_deep_features():
+    """Counted from the model's first evaluation; the other model is left as it is."""
+    steps = steps_of(num_steps=10, tdm_cache_interval=2)  # TDM in 0..5, SDM in 3..9
+    np.testing.assert_array_equal(steps.reuse_tdm, [0, 1] * 3 + [0] * 4)
+    assert not steps.reuse_sdm.any()
+
+    steps = steps_of(num_steps=10, sdm_cache_interval=3)
+    np.testing.assert_array_equal(steps.reuse_sdm, [0] * 3 + [0, 1, 1, 0, 1, 1, 0])
+    assert not steps.reuse_tdm.any()
+    assert steps.reuses_features
+
+    assert not steps_of(num_steps=10).reuses_features
+
+
+def test_features_of_another_context_are_not_reused():
+    """Of the SDM, which gets its subjects after the third of ten steps."""
+    steps = steps_of(num_steps=10, mode="delayed", sdm_cache_interval=2)
+
+    np.testing.assert_array_equal(steps.reuse_sdm, [0, 1, 0, 0, 1, 0, 1, 0, 1, 0])
+
+
+def test_joined_tables_reuse_features_together():
+    tables = [
+        steps_of(num_steps=10, tdm_cache_interval=2, sdm_cache_interval=2, alpha=alpha)
+        for alpha in (0.2, 0.4)
+    ]
+    joined = join_steps(tables)
+    np.testing.assert_array_equal(joined.reuse_tdm, tables[0].reuse_tdm)
+    np.testing.assert_array_equal(joined.reuse_sdm, tables[0].reuse_sdm)
+
+    with pytest.raises(InputError, match="deep features of the SDM at different evaluations"):
+        join_steps([*tables, steps_of(num_steps=10, sdm_cache_interval=2, tdm_cache_interval=2)])
+    with pytest.raises(InputError, match="deep features of the TDM"):
+        join_steps([steps_of(num_steps=10), steps_of(num_steps=10, tdm_cache_interval=2)])
 
 
 def test_padding_evaluates_nothing():

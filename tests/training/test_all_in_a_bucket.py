@@ -7,12 +7,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from tests.helpers.bucket_server import serve
+from tests.helpers.bucket_server import losses_in, serve
 from tests.helpers.networks import TINY
 from tests.helpers.processes import start, together
-from tests.helpers.training import PHOTOS
+from tests.helpers.training import CONFIG_FILE, PHOTOS
 from tests.helpers.untrained import write_untrained
-from tests.training.test_killed_in_a_bucket import CONFIG, losses
 
 SDM = (
     'task="sdm", data__max_subjects=2, optimizer__train=(("unet/", 1.0), ("subject_fusion/", 1.0))'
@@ -40,8 +39,8 @@ def test_all_in_a_bucket_is_as_on_a_disk(tmp_path, monkeypatch, lora):
     write_untrained(disk / "models", TINY)
     (disk / "lora.safetensors").write_bytes(lora)
     configs = {"tdm": tmp_path / "tdm.py", "sdm": tmp_path / "sdm.py"}
-    configs["tdm"].write_text(CONFIG.format("data__batch_size=8"))
-    configs["sdm"].write_text(CONFIG.format(f"data__batch_size=8, {SDM}"))
+    configs["tdm"].write_text(CONFIG_FILE.format("data__batch_size=8"))
+    configs["sdm"].write_text(CONFIG_FILE.format(f"data__batch_size=8, {SDM}"))
 
     def run(script: str, *arguments: object, processes: int = 1, devices: int = 1) -> None:
         prefix = "processes." if script == "train.py" else ""
@@ -92,7 +91,9 @@ def test_all_in_a_bucket_is_as_on_a_disk(tmp_path, monkeypatch, lora):
             train(task, disk, disk, PHOTOS)
             lines = (disk / task / "metrics.jsonl").read_bytes()
             server.put("bucket", f"disk_{task}/metrics.jsonl", lines)
-            assert losses(server, task) == pytest.approx(losses(server, f"disk_{task}"), rel=1e-4)
+            assert losses_in(server, task) == pytest.approx(
+                losses_in(server, f"disk_{task}"), rel=1e-4
+            )
 
         photograph = next(path for path in sorted(PHOTOS.rglob("*")) if path.suffix == ".jpg")
         server.put("bucket", "photo.jpg", photograph.read_bytes())

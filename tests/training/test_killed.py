@@ -17,15 +17,10 @@ from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.run.manager import read_params
 from fd_jax.checkpoints.run.step_folders import steps_in
 from fd_jax.params import flat
-from fd_jax.training.metrics import read_metrics
 from tests.helpers.processes import start
+from tests.helpers.training import CONFIG_FILE, read_losses
 
 KILLS = int(os.environ.get("FD_KILLS", "3"))
-CONFIG = "from tests.helpers.training import make_config\n\nCONFIG = make_config({})\n"
-
-
-def losses(workdir):
-    return {line["step"]: line["loss"] for line in read_metrics(workdir / "metrics.jsonl")}
 
 
 def wait_for_a_step(workdir, process, after):
@@ -34,7 +29,7 @@ def wait_for_a_step(workdir, process, after):
     end = time.monotonic() + 300
     while time.monotonic() < end:
         assert process.poll() is None, "the process ended by itself"
-        if path.exists() and max(losses(workdir), default=0) > after:
+        if path.exists() and max(read_losses(workdir), default=0) > after:
             return
         time.sleep(0.02)
     pytest.fail("no step in five minutes")
@@ -43,7 +38,7 @@ def wait_for_a_step(workdir, process, after):
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(tmp_path):
     config, workdir, log = tmp_path / "tiny.py", tmp_path / "run", tmp_path / "log"
-    config.write_text(CONFIG.format("loop__num_steps=10**6, loop__checkpoint_every=1"))
+    config.write_text(CONFIG_FILE.format("loop__num_steps=10**6, loop__checkpoint_every=1"))
     command = ["--config", str(config), "--workdir", str(workdir)]
     rng = random.Random(0)
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -55,7 +50,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(tmp_path
             if kill % 2:
                 time.sleep(rng.uniform(0, 10))  # while it starts
             else:
-                known = losses(workdir) if (workdir / "metrics.jsonl").exists() else {}
+                known = read_losses(workdir) if (workdir / "metrics.jsonl").exists() else {}
                 wait_for_a_step(workdir, process, max(known, default=0))
                 time.sleep(rng.uniform(0, 1))  # while it trains and saves
             assert process.poll() is None, log.read_text()
@@ -68,14 +63,14 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(tmp_path
 
     process = start("train.py", command, log, devices=1)
     try:
-        wait_for_a_step(workdir, process, max(losses(workdir)))
+        wait_for_a_step(workdir, process, max(read_losses(workdir)))
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) == 128 + signal.SIGTERM, log.read_text()
     finally:
         process.kill()
         process.wait()
     assert not (workdir / "lock.json").exists()
-    found = losses(workdir)
+    found = read_losses(workdir)
     last = max(found)
     assert sorted(found) == list(range(1, last + 1))
 
@@ -84,4 +79,4 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(tmp_path
     options += ["--loop.checkpoint-every", str(last)]
     process = start("train.py", options, log, devices=1)
     assert process.wait(timeout=600) == 0, log.read_text()
-    assert losses(whole) == found
+    assert read_losses(whole) == found

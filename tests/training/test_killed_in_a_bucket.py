@@ -1,23 +1,17 @@
 """Runs in a bucket that are killed while they save. FD_KILLS is how often, 3 by default."""
 
 import importlib.util
-import json
 import os
 import random
 import time
 
 import pytest
 
-from tests.helpers.bucket_server import serve
+from tests.helpers.bucket_server import losses_in, serve
 from tests.helpers.processes import start
+from tests.helpers.training import CONFIG_FILE
 
 KILLS = int(os.environ.get("FD_KILLS", "3"))
-CONFIG = "from tests.helpers.training import make_config\n\nCONFIG = make_config({})\n"
-
-
-def losses(server, run):
-    lines = server.content("bucket", f"{run}/metrics.jsonl").decode().splitlines()
-    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
 
 
 def whole(server):
@@ -29,7 +23,7 @@ def whole(server):
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs fd_jax[gcs]")
 def test_a_run_killed_within_saves_is_the_one_that_never_was(tmp_path, monkeypatch):
     config, log = tmp_path / "tiny.py", tmp_path / "log"
-    config.write_text(CONFIG.format("loop__num_steps=10**6, loop__checkpoint_every=1"))
+    config.write_text(CONFIG_FILE.format("loop__num_steps=10**6, loop__checkpoint_every=1"))
     rng = random.Random(0)
     with serve("bucket") as server:
         for name, value in server.environment.items():
@@ -64,7 +58,7 @@ def test_a_run_killed_within_saves_is_the_one_that_never_was(tmp_path, monkeypat
                 "train.py", [*options, "--workdir", f"gs://bucket/{run}"], log, devices=1
             )
             assert process.wait(timeout=600) == 0, log.read_text()
-        assert sorted(losses(server, "run")) == list(range(1, last + 1))
-        assert losses(server, "run") == losses(server, "never")
+        assert sorted(losses_in(server, "run")) == list(range(1, last + 1))
+        assert losses_in(server, "run") == losses_in(server, "never")
         assert not server.names("bucket", "run/damaged")
         assert not server.names("bucket", "run/lock.json")

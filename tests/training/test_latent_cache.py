@@ -15,11 +15,10 @@ from fd_jax.errors import InputError
 from fd_jax.networks import make_networks
 from fd_jax.training import latent_cache, trainer
 from fd_jax.training.config import ObjectiveConfig
-from fd_jax.training.metrics import read_metrics
 from fd_jax.training.tasks import TASKS
 from fd_jax.training.trainer import train
 from tests.helpers.networks import TINY
-from tests.helpers.training import PHOTOS, make_config
+from tests.helpers.training import PHOTOS, make_config, read_losses
 from tests.helpers.untrained import random_params
 
 SDM = {
@@ -36,10 +35,6 @@ def surroundings(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda _=None, *, fsdp=1: make_mesh(one, fsdp=fsdp))
     monkeypatch.setattr(trainer, "count_step_flops", lambda *_: 1)  # counting takes time
     monkeypatch.setattr(latent_cache, "_BLOCK", 2)  # three photographs are two blocks
-
-
-def losses(workdir):
-    return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
 
 
 def build(folder, *, root=(PHOTOS,), dtype="float32", resolution=16, seed=0):
@@ -67,9 +62,9 @@ def test_losses_are_those_of_images(tmp_path, changes):
     assert train(config, tmp_path / "encoded") is None
     config = make_config(**changes, data__latent_cache=tmp_path / "encodings")
     assert train(config, tmp_path / "encoded") is None
-    expected = losses(tmp_path / "images")
+    expected = read_losses(tmp_path / "images")
     assert len(expected) == 4
-    assert losses(tmp_path / "encoded") == pytest.approx(expected, rel=1e-5)
+    assert read_losses(tmp_path / "encoded") == pytest.approx(expected, rel=1e-5)
 
 
 def test_only_missing_blocks_are_made(tmp_path, monkeypatch, capsys):

@@ -13,10 +13,9 @@ from fd_jax import sharding
 from fd_jax.errors import InputError
 from fd_jax.numerics import pinned, seed_key
 from fd_jax.training import trainer
-from fd_jax.training.metrics import read_metrics
 from fd_jax.training.signals import SignalGuard
 from fd_jax.training.trainer import train
-from tests.helpers.training import make_config, make_task, random_batch, to_jax
+from tests.helpers.training import make_config, make_task, random_batch, read_losses, to_jax
 
 # Settings that change draws, dtypes or products where they are not pinned.
 SETTINGS = {
@@ -57,10 +56,6 @@ def one_device(monkeypatch):
         sharding, "make_mesh", lambda _=None, *, fsdp=1: make_mesh(jax.devices()[:1], fsdp=fsdp)
     )
     monkeypatch.setattr(trainer, "count_step_flops", lambda *_: 1)  # counting takes time
-
-
-def losses(workdir):
-    return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
 
 
 def draw():
@@ -105,7 +100,7 @@ def test_losses_are_the_same_under_all_settings_also_after_a_resume(whole, tmp_p
     assert train(make_config(loop__num_steps=2), tmp_path) is None
     with changed(dict(SETTINGS.values())):
         assert train(make_config(), tmp_path) is None
-    assert losses(tmp_path) == losses(whole)
+    assert read_losses(tmp_path) == read_losses(whole)
 
 
 @pytest.mark.slow
@@ -117,7 +112,7 @@ def test_a_thread_may_train_and_leaves_the_process_as_it_was(whole, tmp_path):
     thread.start()
     thread.join()
     assert results == [None]
-    assert losses(tmp_path) == losses(whole)
+    assert read_losses(tmp_path) == read_losses(whole)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert warnings.filters == filters
     assert warnings.showwarning is show
@@ -155,5 +150,5 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, mon
     assert train(make_config(), tmp_path) is None
     assert len(refused) == 1
     assert "\n" not in refused[0]
-    assert len(losses(tmp_path)) == 4
+    assert len(read_losses(tmp_path)) == 4
     assert not (tmp_path / "lock.json").exists()

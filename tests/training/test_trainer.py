@@ -23,7 +23,7 @@ from fd_jax.training.loop import NonFiniteError
 from fd_jax.training.metrics import read_metrics
 from fd_jax.training.prefetch import DevicePrefetcher
 from fd_jax.training.trainer import train
-from tests.helpers.training import make_config
+from tests.helpers.training import make_config, read_losses
 
 
 def on_few_devices(patch):
@@ -49,10 +49,6 @@ def parameters(workdir, **options):
         k: np.asarray(v)
         for k, v in flat(read_params(workdir, placement=placement, **options)).items()
     }
-
-
-def losses(workdir):
-    return {line["step"]: line["loss"] for line in read_metrics(workdir / "metrics.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,7 @@ def test_a_run_that_goes_on_is_the_one_that_never_stopped(whole, tmp_path):
     assert train(make_config(), tmp_path) is None
     assert_equal(parameters(tmp_path), parameters(whole))
     assert_equal(parameters(tmp_path, ema=False), parameters(whole, ema=False))
-    assert losses(tmp_path) == losses(whole)
+    assert read_losses(tmp_path) == read_losses(whole)
 
 
 @pytest.mark.slow
@@ -129,7 +125,7 @@ def test_a_run_moves_to_other_devices(whole, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
     before = parameters(tmp_path / "moved", ema=False)
     assert train(make_config(mesh__fsdp=4, loop__num_steps=4), tmp_path / "moved") is None
-    assert losses(tmp_path / "moved") == pytest.approx(losses(whole), rel=1e-4)
+    assert read_losses(tmp_path / "moved") == pytest.approx(read_losses(whole), rel=1e-4)
     after, expected = parameters(tmp_path / "moved", ema=False), parameters(whole, ema=False)
     for path, leaf in expected.items():
         # Two steps of Adam are at most twice the learning rate.
@@ -168,7 +164,7 @@ def test_the_best_is_kept(tmp_path):
     )
     assert train(config, tmp_path) is None
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    found = losses(tmp_path)
+    found = read_losses(tmp_path)
     assert kept == {6, 4, min(found, key=found.get)}
 
 

@@ -47,6 +47,7 @@ def image_file(fmt="PNG", side=8):
         ({"settings": {"num_steps": 61}}, "num_steps is 61, expected 60 at most"),
         ({"settings": {"num_step": 6}}, "did you mean 'num_steps'"),
         ({"settings": {"smoothing": "gaussian"}}, "smoothing is 'gaussian', expected 'box'"),
+        ({"settings": {"sdm_cache_interval": 2}}, "sdm_cache_interval is 2, expected 1"),
         ({"settings": {"alpha": 0.9}}, "expected 0 <= alpha <= beta"),
         ({"settings": {"alpha": []}}, "settings have 0 combinations"),
         ({"settings": {"guidance_scale": list(range(17))}}, "are 17 pictures, expected 16"),
@@ -108,6 +109,7 @@ def test_photographs_go_through_the_listed_decoders():
             mode="weighted",
             sdm_weight=0.25,
             smoothing="gaussian",
+            tdm_cache_interval=2,
         ),
     ],
 )
@@ -125,6 +127,18 @@ def test_settings_come_back_from_the_png_file(pipe, sampler):
     found, again = parse_settings(read_settings(io.BytesIO(content)))
     assert found == own
     assert again == sampler
+
+
+def test_settings_of_an_earlier_version_are_read(pipe):
+    """Which knew fewer of them."""
+    sampler = SamplerConfig(num_steps=9)
+    writer = PictureWriter(ImageConfig(sampler=sampler), OutputConfig(), {"models": "bundled"})
+    own = {"prompt": "a", "negative_prompt": "", "references": [], "seed": 1, "image_number": 0}
+    settings = dict(writer.settings(pipe, **own))
+    del settings["tdm_cache_interval"], settings["sdm_cache_interval"]
+    content = encode_png(np.zeros((4, 4, 3), np.uint8), settings)
+
+    assert parse_settings(read_settings(io.BytesIO(content)))[1] == sampler
 
 
 def test_settings_of_other_pictures_are_refused():
