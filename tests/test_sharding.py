@@ -115,11 +115,17 @@ def compiled():
         patch.setattr("fd_jax.ops.attention.QUERY_BLOCK", 20)  # of 60 queries
         contexts, state = programs._encode(params, requests), programs._start(*seeds, **size)
         inputs = (params, state, contexts, np.float32(5), steps)
+        # Reusing deep features, which are a part of the state.
+        reusing = programs._start(*seeds, **size, reuses_features=True)
+        sampler = SamplerConfig(num_steps=3, tdm_cache_interval=2, sdm_cache_interval=2)
+        others = (params, reusing, contexts, np.float32(5), make_steps(sampler, ScheduleConfig()))
         lowered = {
             "encode": programs._encode.lower(params, requests),
             "start": programs._start.lower(*seeds, **size),
             "continue": programs._continue.lower(given, *seeds),
             "sample": programs._sample.lower(*inputs, smoothing="box", trace=True),
+            "start reusing": programs._start.lower(*seeds, **size, reuses_features=True),
+            "reusing": programs._sample.lower(*others, smoothing="box", trace=False),
             "decode": programs._decode.lower(params.vae, state.x),
         }
         return {name: program.compile() for name, program in lowered.items()}
@@ -132,18 +138,24 @@ def collectives(program):
     return [line.strip() for line in text.splitlines() if COLLECTIVE.search(line)]
 
 
-@pytest.mark.parametrize("name", ["encode", "start", "continue", "sample", "decode"])
+@pytest.mark.parametrize(
+    "name", ["encode", "start", "continue", "sample", "start reusing", "reusing", "decode"]
+)
 def test_programs_leave_every_image_on_its_device(compiled, name):
     """Nothing moves between devices: images have nothing to do with one another."""
     assert collectives(compiled[name]) == []
 
 
-@pytest.mark.parametrize("name", ["start", "continue"])
-def test_the_sampler_goes_on_from_its_own_state(compiled, name):
+@pytest.mark.parametrize(
+    ("name", "goes_on"),
+    [("start", "sample"), ("continue", "sample"), ("start reusing", "reusing")],
+)
+def test_the_sampler_goes_on_from_its_own_state(compiled, name, goes_on):
     """It is laid out as the first one, so that the second part of a table compiles nothing."""
-    first, (later, _) = compiled[name].output_shardings, compiled["sample"].output_shardings
+    first, (later, _) = compiled[name].output_shardings, compiled[goes_on].output_shardings
 
-    for a, b, ndim in zip(first, later, (4, 4, 5, 1), strict=True):
+    first, later = (jax.tree.leaves(shardings) for shardings in (first, later))
+    for a, b, ndim in zip(first, later, (4, 4, 5, 1, 4, 4)[: len(first)], strict=True):
         assert a.is_equivalent_to(b, ndim)
 
 

@@ -1,6 +1,7 @@
 """Opens image files, with an explicit list of decoders."""
 
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -104,13 +105,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@functools.cache  # looking for a package that is not installed takes 10 ms
 def _register_heif() -> None:
-    if "HEIF" not in Image.OPEN:
-        try:
-            pillow_heif = importlib.import_module("pillow_heif")
-        except ImportError:
-            return
-        pillow_heif.register_heif_opener()
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
 
 
 def _explain(source: str | os.PathLike | SupportsRead, formats: Sequence[str]) -> str:

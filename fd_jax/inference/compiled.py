@@ -197,7 +197,7 @@ def _start(
     *,
     height: int,
     width: int,
-    reuses_features: bool,
+    reuses_features: bool = False,
 ) -> SolverState:
     noise = initial_noise(_keys(seeds, numbers), height, width)
     return _continue(networks, noise, seeds, numbers, reuses_features=reuses_features)
@@ -209,7 +209,7 @@ def _continue(
     seeds: UInt32[Array, " b"],
     numbers: Int32[Array, " b"],
     *,
-    reuses_features: bool,
+    reuses_features: bool = False,
 ) -> SolverState:
     state = init_state(latents, _keys(seeds, numbers))
     if not reuses_features:
