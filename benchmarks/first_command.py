@@ -147,8 +147,10 @@ def sample_with_pytorch(models: Path, plan: Path, out: Path) -> None:
     pictures, photographs = [], []
     for first in range(0, len(requests), BATCH_SIZE):
         batch = requests[first : first + BATCH_SIZE]
-        references = [[load_photograph(path) for path in request.references] for request in batch]
-        arrays = make_inputs(
+        references = [
+            [load_photograph(person[0]) for person in request.references] for request in batch
+        ]
+        inputs = make_inputs(
             *(tokenizer, [request.prompt for request in batch], references),
             [request.negative_prompt for request in batch],
             subject_resolution=side,
@@ -156,7 +158,7 @@ def sample_with_pytorch(models: Path, plan: Path, out: Path) -> None:
         with torch.inference_mode():
             latents, seen = torch_sample(
                 *(bundle.tdm, bundle.sdm, noise[first : first + BATCH_SIZE]),
-                *(bundle.contexts(*arrays), guidance),
+                *(bundle.contexts(inputs), guidance),
                 **table,
                 trace=True,
             )

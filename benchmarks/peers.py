@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from fd_jax.ops.layers import num_params
+from fd_jax.inference.inputs import SamplingInputs
 
 if TYPE_CHECKING:
     from fd_jax.checkpoints.torch.names import Part
@@ -70,6 +70,7 @@ def random_weights(abstract: dict, name: str) -> dict:
     drawing those of full size takes longer than anything else before the first program is compiled.
     """
     from fd_jax import params
+    from fd_jax.ops.layers import num_params
     from tests.helpers.untrained import random_params
 
     if "BENCHMARK_WEIGHTS" not in os.environ:
@@ -219,22 +220,16 @@ class Bundle(NamedTuple):
     vision: nn.Module
     fusion: nn.Module
 
-    def contexts(
-        self,
-        input_ids: np.ndarray,
-        null_ids: np.ndarray,
-        subject_pixels: np.ndarray,
-        subject_token_index: np.ndarray,
-        has_subject: np.ndarray,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the UNets are guided with, of fd_jax's `SamplingInputs`."""
-        ids = torch.from_numpy(np.concatenate([null_ids, input_ids])).long()
+    def contexts(self, inputs: SamplingInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """What the UNets are guided with, of subjects with one photograph each."""
+        assert inputs.weights is None
+        ids = torch.from_numpy(np.concatenate([inputs.null_ids, inputs.input_ids])).long()
         null, text = self.text(ids)[0].chunk(2)
-        pixels = subject_pixels[has_subject]
+        pixels = inputs.subject_pixels[inputs.has_subject]
         pixels = (pixels - np.float32(OPENAI_CLIP_MEAN)) / np.float32(OPENAI_CLIP_STD)
         subjects = self.vision(pixel_values=nchw(pixels)).image_embeds
-        rows, places = np.nonzero(has_subject)
-        where = tuple(map(torch.from_numpy, (rows, subject_token_index[rows, places])))
+        rows, places = np.nonzero(inputs.has_subject)
+        where = tuple(map(torch.from_numpy, (rows, inputs.subject_token_index[rows, places])))
         return null, text, text.index_put(where, self.fusion(text[where], subjects))
 
     def decode(self, latents: Tensor) -> np.ndarray:

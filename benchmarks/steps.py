@@ -154,7 +154,7 @@ def their_steps(task: Task) -> Iterator[dict[str, float]]:
     trainer = Trainer(
         task.learner.task.architecture,
         task.params,
-        task.config.objective,
+        task.config,
         device=DEVICE,
         autocast=task.config.compute.dtype == "bfloat16",
         checkpointing=trial.remat == "blocks",

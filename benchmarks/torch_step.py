@@ -32,7 +32,7 @@ from fd_jax.checkpoints.torch.names import (
 )
 from fd_jax.conditioning.clip_vision import MEAN, STD
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
-from fd_jax.training.config import ObjectiveConfig
+from fd_jax.training.config import TrainConfig
 from fd_jax.training.tasks.base import Draws, Inputs
 
 
@@ -60,7 +60,7 @@ class Trainer:
     Args:
         configs: Sizes.
         params: fd_jax's parameters by part.
-        config: What is learnt.
+        config: The task and its objective.
         device: Where.
         autocast: Whether to compute in bfloat16, by autocast.
         checkpointing: Whether blocks of the UNet are computed again on the way back.
@@ -71,14 +71,15 @@ class Trainer:
         self,
         configs: Architecture,
         params: dict,
-        config: ObjectiveConfig,
+        config: TrainConfig,
         *,
         device: str,
         autocast: bool,
         checkpointing: bool,
         compiled: bool,
     ):
-        self.config, self.device, self.autocast = config, device, autocast
+        self.objective, self.device, self.autocast = config.objective, device, autocast
+        self.has_subjects = config.task == "sdm"
         self.maps: dict[str, Tensor] = {}
         self.alpha_bar = torch.from_numpy(alphas_cumprod(ScheduleConfig())).float().to(device)
 
@@ -90,7 +91,7 @@ class Trainer:
         self.text = model(CLIPTextModel, text, "text_encoder", TEXT_ENCODER)
         self.unet = model(UNet2DConditionModel, config_to_json(configs.unet), "unet", UNET)
         trained = [self.unet]
-        if config.kind == "sdm":
+        if self.has_subjects:
             vision = CLIPVisionConfig(**config_to_json(configs.image_encoder))
             self.vision = model(
                 CLIPVisionModelWithProjection, vision, "image_encoder", IMAGE_ENCODER
@@ -115,7 +116,7 @@ class Trainer:
         processors = dict(self.unet.attn_processors)
         for name in processors:
             level = name.split(".attentions")[0]
-            if ".attn2." in name and level in self.config.localization_levels:
+            if ".attn2." in name and level in self.objective.localization_levels:
                 processors[name] = KeepsMap(self.maps, name)
         self.unet.set_attn_processor(processors)
 
@@ -129,7 +130,7 @@ class Trainer:
         else:
             moments, text = (np.asarray(x, np.float32) for x in (inputs.moments, inputs.text))
             found = {"moments": nchw(moments), "text": torch.from_numpy(text)}
-        if self.config.kind == "sdm":
+        if self.has_subjects:
             found |= self._subjects(inputs)
         return {name: value.to(self.device) for name, value in found.items()}
 
@@ -184,7 +185,7 @@ class Trainer:
             )
         level = self.alpha_bar[t][:, None, None, None]
         x = level.sqrt() * latents + (1 - level).sqrt() * noise
-        if self.config.kind == "tdm":
+        if not self.has_subjects:
             loss = F.mse_loss(self.predict(x, t, context).sample.float(), noise)
             return {"loss": loss, "denoising_loss": loss}
         subjects = self.vision(pixel_values=batch["pixels"]).image_embeds
@@ -198,7 +199,7 @@ class Trainer:
         denoising = F.mse_loss(mask * eps, mask * noise)
         localization = self.localization(batch)
         return {
-            "loss": denoising + self.config.localization_weight * localization,
+            "loss": denoising + self.objective.localization_weight * localization,
             "denoising_loss": denoising,
             "localization_loss": localization,
         }

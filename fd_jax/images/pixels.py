@@ -3,15 +3,15 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 
-def to_signed(levels: UInt8[Array | np.ndarray, "*shape"]) -> Any:
+def to_signed(levels: UInt8[Any, "*shape"]) -> Any:
     """Scales 256 levels to [-1, 1], as the VAE encodes images; of the same kind of array."""
     return levels.astype(np.float32) / 127.5 - 1
 
 
-def to_unit(images: Float[Array | np.ndarray, "*shape"]) -> Any:
+def to_unit(images: Float[Any, "*shape"]) -> Any:
     """Scales images in [-1, 1] to [0, 1], of the same kind of array. Clips values outside."""
     return (images / 2 + 0.5).clip(0, 1)
 

@@ -13,7 +13,7 @@ from fd_jax.errors import InputError
 AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn", "flash"]
 
 
-QUERY_BLOCK = 512  # queries per block of the chunked implementations
+QUERY_BLOCK = 256  # queries per block of the chunked implementations
 _FLASH_BLOCK = 512  # queries and keys per block; larger blocks take no less memory
 _FLASH_MIN_BLOCK = 128
 _LARGE = 1024 * 1024  # queries times keys that are not held at once if that can be avoided
@@ -226,11 +226,12 @@ def _by_head(q: Array, k: Array, v: Array) -> Array:
         q, k, v = qkv
 
         def block(q: Array) -> Array:
-            logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+            # Keys by queries: a CPU reduces over the first axis vector by vector.
+            logits = jnp.matmul(k, q.T, preferred_element_type=jnp.float32)
             # Normalized after the product: fewer divisions by a factor of keys / dim.
-            exp = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-            out = jnp.matmul(exp.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            return (out / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
+            exp = jnp.exp(logits - logits.max(axis=0))
+            out = jnp.matmul(v.T, exp.astype(v.dtype), preferred_element_type=jnp.float32)
+            return (out / exp.sum(axis=0)).astype(v.dtype).T
 
         return jax.lax.map(jax.checkpoint(block), _in_blocks(q, axis=0)).reshape(-1, dim)
 
