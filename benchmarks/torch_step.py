@@ -128,8 +128,8 @@ class Trainer:
                 "ids": torch.from_numpy(np.array(inputs.input_ids)).long(),
             }
         else:
-            moments, text = (np.asarray(x, np.float32) for x in (inputs.moments, inputs.text))
-            found = {"moments": nchw(moments), "text": torch.from_numpy(text)}
+            posterior, text = (np.asarray(x, np.float32) for x in (inputs.posterior, inputs.text))
+            found = {"posterior": nchw(posterior), "text": torch.from_numpy(text)}
         if self.has_subjects:
             found |= self._subjects(inputs)
         return {name: value.to(self.device) for name, value in found.items()}
@@ -178,7 +178,7 @@ class Trainer:
                 where = self.vae.encode(batch["image"]).latent_dist
                 context = self.text(batch["ids"])[0]
             else:
-                where = DiagonalGaussianDistribution(batch["moments"])
+                where = DiagonalGaussianDistribution(batch["posterior"])
                 context = batch["text"]
             latents = (where.mean.float() + where.std.float() * posterior) * (
                 self.vae.config.scaling_factor

@@ -229,9 +229,9 @@ def _by_head(q: Array, k: Array, v: Array) -> Array:
             # Keys by queries: a CPU reduces over the first axis vector by vector.
             logits = jnp.matmul(k, q.T, preferred_element_type=jnp.float32)
             # Normalized after the product: fewer divisions by a factor of keys / dim.
-            exp = jnp.exp(logits - logits.max(axis=0))
+            exp = jnp.exp(logits - logits.max(axis=0, keepdims=True))
             out = jnp.matmul(v.T, exp.astype(v.dtype), preferred_element_type=jnp.float32)
-            return (out / exp.sum(axis=0)).astype(v.dtype).T
+            return (out / exp.sum(axis=0, keepdims=True)).astype(v.dtype).T
 
         return jax.lax.map(jax.checkpoint(block), _in_blocks(q, axis=0)).reshape(-1, dim)
 
