@@ -120,7 +120,7 @@ def make_steps(config: SamplerConfig, schedule: ScheduleConfig) -> Steps:
         stage.astype(np.int32),
         use_tdm,
         use_sdm,
-        _reuse(use_tdm, uncond, config.tdm_cache_interval),
+        _reuse(use_tdm, everywhere, config.tdm_cache_interval),  # always of one context
         _reuse(use_sdm, cond, config.sdm_cache_interval),
         uncond,
         cond.astype(np.int32),
