@@ -1,6 +1,6 @@
 """Face-diffuser's three stages as one `jax.lax.scan` over a table of steps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,24 +63,16 @@ def sample(
 
     def body(state: SolverState, row: Steps) -> tuple[SolverState, Trace | None]:
         x = state.x
-        by_tdm = x, row.solver, contexts[NULL], contexts[TEXT]
+        deep_tdm, deep_sdm = (None, None) if state.features is None else state.features
+        eps_tdm, response_tdm, deep_tdm = _evaluate(
+            *(tdm, row.use_tdm, row.reuse_tdm, deep_tdm),
+            *(x, row.solver, contexts[NULL], contexts[TEXT]),
+        )
         uncond, cond = _choose(contexts, row.sdm_uncond), _choose(contexts, row.sdm_cond)
-        by_sdm = x, row.solver, uncond, cond
-        # One conditional per network: a three-way switch would hold four copies of a UNet, and a
-        # select would evaluate both networks at every step.
-        features = None
-        if state.features is None:
-            eps_tdm, response_tdm = jax.lax.cond(row.use_tdm, tdm, no_model, *by_tdm)
-            eps_sdm, response_sdm = jax.lax.cond(row.use_sdm, sdm, no_model, *by_sdm)
-        else:
-            deep_tdm, deep_sdm = state.features
-            eps_tdm, response_tdm, deep_tdm = jax.lax.cond(
-                row.use_tdm, tdm, no_model_reusing, *by_tdm, row.reuse_tdm, deep_tdm
-            )
-            eps_sdm, response_sdm, deep_sdm = jax.lax.cond(
-                row.use_sdm, sdm, no_model_reusing, *by_sdm, row.reuse_sdm, deep_sdm
-            )
-            features = deep_tdm, deep_sdm
+        eps_sdm, response_sdm, deep_sdm = _evaluate(
+            *(sdm, row.use_sdm, row.reuse_sdm, deep_sdm), *(x, row.solver, uncond, cond)
+        )
+        features = None if state.features is None else (deep_tdm, deep_sdm)
         saliency_tdm = saliency(response_tdm, smoothing)
         saliency_sdm = saliency(response_sdm, smoothing)
         mask = saliency_mask(saliency_tdm, saliency_sdm)
@@ -95,6 +87,20 @@ def sample(
         return solver_step(state, eps, row.solver)._replace(features=features), seen
 
     return jax.lax.scan(body, state, steps)
+
+
+def _evaluate(model: Any, use: Any, reuse: Any, features: Any, *inputs: Any) -> Any:
+    """Returns guided noise, response and deep features of a model, where a row uses it.
+
+    By one conditional per network: a three-way switch over the stages would hold four copies of a
+    UNet, and a select would evaluate both networks at every step. Whole or from the features is
+    its third branch, as from a conditional within it GPUs would gather a sharded batch.
+    """
+    if features is None:
+        return *jax.lax.cond(use, model, no_model, *inputs), None
+    branch = jnp.where(use, jnp.where(reuse, 2, 1), 0)
+    branches = no_model_reusing, model.whole, model.reused
+    return jax.lax.switch(branch, branches, *inputs, features)
 
 
 def _choose(contexts: Contexts, index: Int[Array | np.ndarray, "*b"]) -> Context:

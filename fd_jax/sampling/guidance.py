@@ -1,11 +1,10 @@
 """Functions of denoisers: noise from either prediction type, and classifier-free guidance."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fd_jax.sampling.solvers import Features, SolverRows, v_to_eps
 from fd_jax.schedule import ScheduleConfig
@@ -17,11 +16,17 @@ Denoiser = Callable[[Latents, Int[Array, " b"], Context], Latents]
 EpsDenoiser = Callable[[Latents, SolverRows, Context], Latents]
 # x, row, uncond, cond -> guided eps, guidance response
 GuidedDenoiser = Callable[[Latents, SolverRows, Context, Context], tuple[Latents, Latents]]
-# the same, whether to reuse the features, the features -> the same, the features to go on with
-ReusingDenoiser = Callable[
-    [Latents, SolverRows, Context, Context, Bool[Array, ""], Features],
-    tuple[Latents, Latents, Features],
+# the same, features -> the same, the features to go on with
+FeaturesDenoiser = Callable[
+    [Latents, SolverRows, Context, Context, Features], tuple[Latents, Latents, Features]
 ]
+
+
+class ReusingDenoiser(NamedTuple):
+    """A guided denoiser in two forms."""
+
+    whole: FeaturesDenoiser  # evaluates all of the UNet, and returns new features
+    reused: FeaturesDenoiser  # evaluates its top from the features, and returns them as they are
 
 
 @runtime_checkable
@@ -85,7 +90,7 @@ def guided_reusing(
     schedule: ScheduleConfig,
     scale: Float[Array, ""] | Float[Array, "b 1 1 1"],
 ) -> ReusingDenoiser:
-    """Returns a function as `guided` does, which reuses deep features where it is told to.
+    """Returns two functions as `guided` does, of which one reuses deep features.
 
     Args:
         denoiser: Predicts `schedule.prediction_type`.
@@ -93,24 +98,20 @@ def guided_reusing(
         scale: Guidance scale, for all images or one for each.
     """
 
-    def guide(
-        x: Latents,
-        row: SolverRows,
-        uncond: Context,
-        cond: Context,
-        reuse: Bool[Array, ""],
-        features: Features,
-    ) -> tuple[Latents, Latents, Features]:
-        doubled, context = _double(x, uncond, cond)
-        inputs = doubled, _timesteps(doubled, row), context
-        prediction, features = jax.lax.cond(
-            reuse,
-            lambda: (denoiser.from_features(*inputs, features), features),
-            lambda: denoiser.with_features(*inputs),
-        )
-        return *_respond(_to_eps(prediction, doubled, row, schedule), scale), features
+    def guide(predict: Callable) -> FeaturesDenoiser:
+        def guide(
+            x: Latents, row: SolverRows, uncond: Context, cond: Context, features: Features
+        ) -> tuple[Latents, Latents, Features]:
+            doubled, context = _double(x, uncond, cond)
+            prediction, features = predict(doubled, _timesteps(doubled, row), context, features)
+            return *_respond(_to_eps(prediction, doubled, row, schedule), scale), features
 
-    return guide
+        return guide
+
+    return ReusingDenoiser(
+        guide(lambda x, t, context, _: denoiser.with_features(x, t, context)),
+        guide(lambda *inputs: (denoiser.from_features(*inputs), inputs[-1])),
+    )
 
 
 def no_model(
@@ -121,12 +122,7 @@ def no_model(
 
 
 def no_model_reusing(
-    x: Latents,
-    row: SolverRows,
-    uncond: Context,
-    cond: Context,
-    reuse: Bool[Array, ""],
-    features: Features,
+    x: Latents, row: SolverRows, uncond: Context, cond: Context, features: Features
 ) -> tuple[Latents, Latents, Features]:
     """Returns zeros and the features as they are, in place of a denoiser of `guided_reusing`."""
     return *no_model(x, row, uncond, cond), features
