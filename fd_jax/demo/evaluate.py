@@ -85,8 +85,8 @@ class Arguments(Config):
 
     def runs(self) -> list[Run]:
         """Returns all runs: the modes, then SNF with other borders of its stages."""
-        names = ("alpha", "beta", "num_steps", "solver", "guidance_scale")
-        names += ("tdm_cache_interval", "sdm_cache_interval")
+        names = "alpha", "beta", "num_steps", "solver", "guidance_scale"
+        names += "tdm_cache_interval", "sdm_cache_interval"
         sampler = SamplerConfig(**{name: getattr(self, name) for name in names})
         return make_runs(MODES, sampler, sweep=True)
 

@@ -124,8 +124,8 @@ class Arguments(Config):
     @property
     def sampler(self) -> SamplerConfig:
         """The sampler, of any mode."""
-        names = ("alpha", "beta", "num_steps", "solver", "guidance_scale")
-        names += ("tdm_cache_interval", "sdm_cache_interval")
+        names = "alpha", "beta", "num_steps", "solver", "guidance_scale"
+        names += "tdm_cache_interval", "sdm_cache_interval"
         return SamplerConfig(**{name: getattr(self, name) for name in names})
 
     def models(self) -> dict[str, Any]:

@@ -171,8 +171,8 @@ class UNet(nnx.Module):
     ) -> Latents:
         """Predicts the noise from the deep features of another timestep.
 
-        Only the first convolution and the last layer of the up path run, a tenth of the whole:
-        DeepCache, arXiv:2312.00858, at its outermost skip connection.
+        Only the first convolution and the last layer of the up path run, a twelfth of the
+        arithmetic at full size: DeepCache, arXiv:2312.00858, at its outermost skip connection.
         """
         temb, h = self._embed(x, t)
         return self._out(features, h, temb, context.astype(self.dtype))[0]

@@ -57,7 +57,7 @@ class SamplerConfig(Config):
     """Smoothing of the saliency: the released code's 4x4 box, or a 3x3 gaussian."""
     tdm_cache_interval: Annotated[int, Range(1)] = 1
     """Evaluations of the TDM between two of its whole UNet; those between reuse its deep features
-    (DeepCache). 1 reuses none, 2 takes half of the time."""
+    (DeepCache). 1 reuses none, 2 takes about half of the arithmetic."""
     sdm_cache_interval: Annotated[int, Range(1)] = 1
     """The same of the SDM."""
 

@@ -23,6 +23,8 @@ from fd_jax.sampling.stages import SamplerConfig
 
 # Settings of the sampler that stay as the server was started: others would be compiled.
 SHARED = ("smoothing", "tdm_cache_interval", "sdm_cache_interval")
+# Settings that pictures of version 0.1 lack; their defaults make the same pictures.
+_ADDED = ("tdm_cache_interval", "sdm_cache_interval")
 _MAX_NAME = 255  # characters of a file name
 
 
@@ -157,11 +159,10 @@ def parse_settings(texts: Mapping[str, str]) -> tuple[dict[str, Any], SamplerCon
     own = {name: _value(name, texts, str) for name in ("prompt", "negative_prompt")}
     own |= {name: _value(name, texts, int) for name in ("seed", "image_number")}
     own["references"] = _value("references", texts, list)
-    # Pictures of an earlier version lack the fields that are new: their defaults change nothing.
     fields = {
         name: _value(name, texts, hint)
         for name, hint in field_types(SamplerConfig).items()
-        if name in texts
+        if name in texts or name not in _ADDED
     }
     return own, SamplerConfig(**fields)
 

@@ -25,7 +25,7 @@ from fd_jax.web.requests import SHARED, Request
 
 # Share of the time of sampling that decoding of frames may take, and the number of parts after
 # which there is one however long it takes.
-_FRAMES_SHARE = 0.08
+_FRAMES_SHARE = 0.05
 _MOST_PARTS = 5
 
 
@@ -72,9 +72,12 @@ class Scheduler:
         return self.sizes[-1]
 
     def warm_up(self) -> None:
-        """Compiles all sizes, and measures how long a part and the decoding of a frame take."""
+        """Compiles all sizes, and measures how long a part and the decoding of a frame take.
+
+        The part is one of the SDM alone, the quickest there is, so that frames get no larger share.
+        """
         shared = {name: getattr(self.images.sampler, name) for name in SHARED}
-        sampler = SamplerConfig(num_steps=2 * PART_ROWS, alpha=0.0, beta=1.0, **shared)
+        sampler = SamplerConfig(num_steps=2 * PART_ROWS, alpha=0.0, beta=0.5, **shared)
         black = np.zeros((64, 64, 3), np.uint8)
         inputs = self._inputs("a man <|image|>", [black], "", sampler, crop=False, notes=[])
         for size in self.sizes:

@@ -140,6 +140,11 @@ def test_settings_of_an_earlier_version_are_read(pipe):
 
     assert parse_settings(read_settings(io.BytesIO(content)))[1] == sampler
 
+    del settings["num_steps"]
+    content = encode_png(np.zeros((4, 4, 3), np.uint8), settings)
+    with pytest.raises(InputError, match="no setting num_steps"):
+        parse_settings(read_settings(io.BytesIO(content)))
+
 
 def test_settings_of_other_pictures_are_refused():
     content = encode_png(np.zeros((4, 4, 3), np.uint8), {"prompt": "a"})
