@@ -34,6 +34,7 @@ from fd_jax.evaluation.judges import FaceJudge, Judge
 from fd_jax.evaluation.report import Evaluation
 from fd_jax.faces.recognizers import Recognizer, load_recognizer
 from fd_jax.files import check_folder, local_path
+from fd_jax.images.pixels import to_uint8
 from fd_jax.inference.pipeline import FaceDiffuser
 from fd_jax.sampling.stages import SamplerConfig, Solver
 
@@ -57,9 +58,9 @@ class Arguments(Config):
     """Pictures per scene, list and number of people."""
     judges: Path | None = None
     """OpenCV's face_recognition_sface_2021dec.onnx, the folder of it, or another recognizer."""
-    alpha: float = 0.3
+    alpha: float = 0.2
     """Share of the steps before the fusion stage."""
-    beta: float = 0.6
+    beta: float = 0.5
     """Share of the steps before the subject stage."""
     num_steps: int = 25
     """Steps of the solver."""
@@ -139,7 +140,7 @@ def evaluate(
         cases,
         arguments.runs(),
         _settings(pipe, arguments, subjects, side),
-        ceiling=_ceiling(cases, subjects, scenes, side),
+        bounds=_bounds(pipe, cases, subjects, scenes, side),
     )
     folder = arguments.output
     options = {"batch_size": arguments.batch_size, "overwrite": arguments.overwrite}
@@ -154,17 +155,25 @@ def evaluate(
     return score(plan, judges, missing, folder)
 
 
-def _ceiling(
-    cases: Sequence[Case], subjects: Sequence[Subject], scenes: Sequence[Scene], side: int
-) -> list[Pixels]:
-    """Composes the cases without models, as the images of training are."""
+def _bounds(
+    pipe: FaceDiffuser,
+    cases: Sequence[Case],
+    subjects: Sequence[Subject],
+    scenes: Sequence[Scene],
+    side: int,
+) -> dict[str, list[Pixels]]:
+    """Composes the cases as the images of training are, and sends them through the VAE.
+
+    The second tells how much of a low identity the VAE is to blame for.
+    """
     pictures = []
     for case in cases:
         cutouts = [subjects[person].cutout for person in case.people]
         # Seeds that the classifier was not trained on.
         rng = np.random.default_rng([2, case.seed])
         pictures.append(compose_small(scenes[case.prompt_number], cutouts, rng, side))
-    return pictures
+    through = to_uint8(pipe.reconstruct(np.stack(pictures)))
+    return {"composed": pictures, "autoencoder": list(through)}
 
 
 def _settings(

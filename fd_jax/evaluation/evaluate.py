@@ -24,7 +24,7 @@ from fd_jax.evaluation.pictures import (
     wait_for_others,
     write_cases,
 )
-from fd_jax.evaluation.report import CEILING, Evaluation, results
+from fd_jax.evaluation.report import Evaluation, results
 from fd_jax.files import atomic_file
 from fd_jax.images.png import write_png
 from fd_jax.inference.pipeline import FaceDiffuser
@@ -47,7 +47,8 @@ class Plan(NamedTuple):
         runs: Ways to make them.
         settings: What the pictures depend on; an evaluation is resumed only with the same.
         elsewhere: Folders of the pictures that were made elsewhere, by run.
-        ceiling: Pictures that were composed without any model, one for each case; or none.
+        bounds: What the models' pictures cannot surpass: pictures of all cases that no UNet made,
+            by name.
     """
 
     people: Sequence[Person]
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
     runs: Sequence[Run]
     settings: Mapping[str, Any]
     elsewhere: Mapping[str, Path] = {}
-    ceiling: Sequence[Pixels] = ()
+    bounds: Mapping[str, Sequence[Pixels]] = {}
 
 
 def make_runs(modes: Sequence[Any], sampler: SamplerConfig, *, sweep: bool) -> list[Run]:
@@ -147,17 +148,15 @@ def score(
         InputError: A picture is missing or cannot be read, or a file cannot be written.
     """
     scores: dict[str, Scores] = {}
-    total = (len(plan.runs) + bool(plan.ceiling)) * len(plan.cases)
+    total = (len(plan.runs) + len(plan.bounds)) * len(plan.cases)
     shown = figures.cases_on_sheet(plan.cases)
     on_sheet: dict[str, list[Pixels]] = {}
     files: dict[str, list[Path]] = {}
     with tqdm(desc="scoring", total=total, unit=" pictures") as bar:
-        if plan.ceiling:
-            chunks = [
-                plan.ceiling[i : i + _AT_A_TIME] for i in range(0, len(plan.cases), _AT_A_TIME)
-            ]
-            scores[CEILING] = _scored(judges, plan.cases, chunks, bar)
-            on_sheet[CEILING] = [plan.ceiling[i] for i in shown]
+        for name, pictures in plan.bounds.items():
+            chunks = [pictures[i : i + _AT_A_TIME] for i in range(0, len(pictures), _AT_A_TIME)]
+            scores[name] = _scored(judges, plan.cases, chunks, bar)
+            on_sheet[name] = [pictures[i] for i in shown]
         for run in plan.runs:
             bar.set_postfix_str(run.name)
             where = plan.elsewhere.get(run.name, folder / PICTURES / run.name)

@@ -10,7 +10,6 @@ from fd_jax.evaluation.cases import Case, Run
 from fd_jax.evaluation.intervals import Estimate, difference, mean, ratio
 from fd_jax.evaluation.judges import Measure, Scores
 
-CEILING = "ceiling"  # name of pictures that were composed without any model
 TOLERANCE = 0.9  # share of each single model's best measure that SNF has to keep
 MIXES = "weighted", "delayed"  # modes that mix both models without SNF
 
@@ -59,8 +58,8 @@ class Evaluation(NamedTuple):
 
     def names(self) -> list[str]:
         """Returns the names of the runs without those that only have other borders."""
-        modes = [run.name for run in self.runs if run not in swept(self.runs)[1:]]
-        return [name for name in self.scores if name == CEILING or name in modes]
+        others = {run.name for run in swept(self.runs)[1:]}
+        return [name for name in self.scores if name not in others]
 
     def keys(self, role: str) -> list[str]:
         """Returns the measures of a role."""

@@ -1,4 +1,4 @@
-"""Jitted functions of sampling over a mesh: encode, generate, decode, embed."""
+"""Jitted functions of sampling over a mesh: encode, generate, decode, reconstruct, embed."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32, Key, UInt32
+from jaxtyping import Array, Float, Int32, Key, UInt8, UInt32
 
 from fd_jax import sharding
 from fd_jax.compilation import compiler_options
 from fd_jax.conditioning.encode import encode
-from fd_jax.images.pixels import to_unit
+from fd_jax.images.pixels import to_signed, to_unit
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.networks import Networks
 from fd_jax.numerics import pinned, seed_key
@@ -94,6 +94,7 @@ class CompiledSampler:
             out_shardings=(state, None),
         )
         self._decode = jit(partial(_decode, networks, mesh))
+        self._reconstruct = jit(partial(_reconstruct, networks, mesh))
 
     def generate(
         self,
@@ -162,6 +163,12 @@ class CompiledSampler:
         with pinned(self._dtype):
             rows = sharding.to_mesh(latents, sharding.batched(self.mesh))
             return sharding.to_host(self._decode(self.params.vae, rows))
+
+    def reconstruct(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 3"]:
+        """Returns pixels in [0, 1] of images through the VAE, a multiple of the mesh's devices."""
+        with pinned(self._dtype):
+            rows = sharding.to_mesh(images, sharding.batched(self.mesh))
+            return sharding.to_host(self._reconstruct(self.params.vae, rows))
 
     def embed(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns embeddings of subject pixels, a multiple of the mesh's devices."""
@@ -248,11 +255,21 @@ def _sample(
 
 
 def _decode(networks: Networks, mesh: Mesh, params: Params, latents: Latents) -> Array:
-    """Decodes one image per device at a time, so that memory does not grow with the batch."""
+    return to_unit(_in_turn(networks.vae.bind(params).decode, mesh, latents))
+
+
+def _reconstruct(
+    networks: Networks, mesh: Mesh, params: Params, images: UInt8[Array, "b h w 3"]
+) -> Array:
     vae = networks.vae.bind(params)
-    in_turn = latents.reshape(mesh.size, -1, *latents.shape[1:]).swapaxes(0, 1)
+    return to_unit(_in_turn(lambda image: vae.reconstruct(to_signed(image)), mesh, images))
+
+
+def _in_turn(function: Callable[[Array], Array], mesh: Mesh, rows: Array) -> Array:
+    """Maps one row per device at a time, so that memory does not grow with the batch."""
+    in_turn = rows.reshape(mesh.size, -1, *rows.shape[1:]).swapaxes(0, 1)
     where = NamedSharding(mesh, P(None, sharding.DATA_AXES))
     in_turn = jax.lax.with_sharding_constraint(in_turn, where)
     with sharding.on_mesh(mesh):
-        images = jax.lax.map(vae.decode, in_turn)
-    return to_unit(images.swapaxes(0, 1).reshape(-1, *images.shape[2:]))
+        images = jax.lax.map(function, in_turn)
+    return images.swapaxes(0, 1).reshape(-1, *images.shape[2:])

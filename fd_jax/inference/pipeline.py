@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from fd_jax import sharding
@@ -304,6 +304,22 @@ class FaceDiffuser:
         batches = sharding.whole_batches(len(latents), batch_size or len(latents), self.mesh)
         pixels = [self.compiled.decode(latents[rows]) for rows in batches]
         return np.concatenate(pixels)[: len(latents)]
+
+    def reconstruct(
+        self, images: UInt8[np.ndarray, "b h w 3"], *, batch_size: int | None = None
+    ) -> Float[np.ndarray, "b h w 3"]:
+        """Encodes and decodes images: what no picture of the UNets can surpass.
+
+        Args:
+            images: RGB images; height and width are multiples of the VAE's downscale.
+            batch_size: Number of images at a time, by default all.
+
+        Returns:
+            Images, [b, H, W, 3] float32 in [0, 1].
+        """
+        batches = sharding.whole_batches(len(images), batch_size or len(images), self.mesh)
+        pixels = [self.compiled.reconstruct(images[rows]) for rows in batches]
+        return np.concatenate(pixels)[: len(images)]
 
     def embed(
         self, photographs: Sequence[Photograph], *, batch_size: int = 64

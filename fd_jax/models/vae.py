@@ -157,3 +157,7 @@ class VAE(nnx.Module):
         """Decodes scaled latents to an image, in float32 and about [-1, 1]."""
         z = (latents / self.config.scaling_factor).astype(self.dtype)
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+
+    def reconstruct(self, image: Images) -> Float[Array, "b h2 w2 3"]:
+        """Encodes an image and decodes the mean of its posterior."""
+        return self.decode(self.encode(image).mean * self.config.scaling_factor)

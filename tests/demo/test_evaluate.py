@@ -52,13 +52,13 @@ def test_all_files_are_written(evaluated):
     for run in found.runs:
         assert len(list((given.output / "pictures" / run.name).iterdir())) == 8
     content = json.loads((given.output / "results.json").read_text())
-    assert set(content["runs"]) == {"ceiling", *(run.name for run in found.runs)}
+    assert set(content["runs"]) == {"composed", "autoencoder", *(run.name for run in found.runs)}
     assert content["chance"]["prompt"] == 0.5
     with Image.open(given.output / "pictures.png") as sheet:
         assert sheet.width > 8 * 128
     page = (given.output / "report.html").read_text()
     assert "<h1>Evaluation</h1>" in page
-    assert found.scores["ceiling"]["prompt"].shape == (8,)
+    assert found.scores["autoencoder"]["prompt"].shape == (8,)
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from fd_jax.evaluation.cases import Case, Run
 from fd_jax.evaluation.judges import Measure
 from fd_jax.evaluation.page import page
 from fd_jax.evaluation.report import (
-    CEILING,
     Evaluation,
     compare_mix,
     is_above,
@@ -42,7 +41,7 @@ RUNS = Arguments().runs()
 
 def evaluation(**means):
     """Scores that are the same in all cases: identity and prompt of modes, by default 0.5."""
-    names = [CEILING, *(run.name for run in RUNS)]
+    names = ["composed", *(run.name for run in RUNS)]
     scores = {}
     for name in names:
         identity, prompt = means.get(name, (0.5, 0.5))
@@ -157,7 +156,7 @@ def test_results_are_json_and_hold_every_picture():
     assert len(found["cases"]) == 20
     assert found["runs"]["snf"]["scores"]["prompt"] == [0.85] * 20
     sampler = found["runs"]["snf"]["sampler"]
-    assert (sampler["alpha"], sampler["beta"]) == (0.3, 0.6)
+    assert (sampler["alpha"], sampler["beta"]) == (0.2, 0.5)
     assert found["means"]["all"]["snf"]["prompt"]["std"] == pytest.approx(0)
     assert {retention["holds"] for retention in found["claim"]["all"]} == {True}
     assert set(found["mixes"]) == {"all", "seen", "unseen", "1 person", "2 people"}

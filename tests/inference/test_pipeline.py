@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
@@ -16,7 +17,7 @@ from fd_jax.checkpoints.placement import Placement
 from fd_jax.checkpoints.torch.files import open_tensors, write_safetensors
 from fd_jax.errors import InputError
 from fd_jax.files import read_json, write_json
-from fd_jax.images.pixels import to_uint8
+from fd_jax.images.pixels import to_signed, to_uint8
 from fd_jax.inference.inputs import ImageKey
 from fd_jax.networks import make_networks
 from fd_jax.schedule import ScheduleConfig
@@ -68,6 +69,18 @@ def test_samples(pipe, people):
     np.testing.assert_allclose(pipe.decode(samples.latents), samples.pixels, atol=1e-5)
     [picture] = pipe(ONE, people[:1], **FAST)
     assert np.abs(np.array(picture).astype(int) - first).max() <= 1
+
+
+def test_images_are_reconstructed(pipe, wide_pipe):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    vae = make_networks(pipe.architecture).vae.bind(pipe.compiled.params.vae)
+    latents = vae.encode(jnp.asarray(to_signed(images))).mean * vae.config.scaling_factor
+
+    expected = pipe.decode(np.asarray(latents))
+
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(pipe.reconstruct(images, batch_size=2), expected, atol=1e-5)
+    np.testing.assert_allclose(wide_pipe.reconstruct(images), expected, atol=1e-5)
 
 
 def test_samples_are_decoded_once_when_looked_at(pipe, people, monkeypatch):

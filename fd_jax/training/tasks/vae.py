@@ -104,6 +104,4 @@ class ReconstructionPreview:
     ) -> Images:
         networks = self._task.networks
         params = gather_params(trained, frozen, self._mesh, networks.dtype)
-        vae = networks.vae.bind(params["vae"])
-        mean = vae.encode(to_signed(photographs)).mean
-        return vae.decode(mean * vae.config.scaling_factor)
+        return networks.vae.bind(params["vae"]).reconstruct(to_signed(photographs))
