@@ -1,42 +1,36 @@
 """The SDM of the bundled models: persons, from their photographs.
 
     python train.py --config configs/demo_sdm.py --workdir runs/demo_sdm --data.root SCENES \
-        --init.checkpoint runs/demo_tdm --init.image-encoder outputs/encoder/clip
+        --init.checkpoint runs/demo_text --init.image-encoder ENCODER --data.latent-cache CACHE
 
-It is initialized from the TDM and the image encoder of `configs/demo_encoder.py`, and keeps the
-TDM's text encoder, whose embeddings both UNets read when they sample together. Crops are not
-augmented: the small image encoder tells faces apart by colours and shapes, which augmentation
-changes.
+It is initialized from the run of the text encoder, which stays as it is and which the TDM shares,
+and from what `python -m fd_jax.demo.train_encoder` writes. Crops are not augmented: that would
+change what tells faces apart. The learning rate is constant, so that the run may end at any
+checkpoint.
 """
 
 import dataclasses
 
-from configs._small import LOCALIZATION_LEVELS
-from configs.demo_encoder import DATA
-from configs.demo_tdm import CONFIG as TDM
+from configs.demo_text import CONFIG as TEXT
 from fd_jax.assets import PEOPLE
 from fd_jax.training.config import ObjectiveConfig
 
 WOMAN, MAN = PEOPLE / "P003" / "P003.jpg", PEOPLE / "P005" / "P005.jpg"
 
 CONFIG = dataclasses.replace(
-    TDM,
+    TEXT,
     task="sdm",
     objective=ObjectiveConfig(
         prediction_type="v_prediction",
         mask_probability=0.5,
         localization_weight=1e-2,
-        appearance_weight=0.1,
-        localization_levels=LOCALIZATION_LEVELS,
+        localization_levels=("down_blocks.2", "up_blocks.0"),  # grids of 8 x 8
     ),
-    data=DATA,
-    optimizer=dataclasses.replace(
-        TDM.optimizer,
-        train=(("unet/", 1.0), ("image_encoder/", 0.3), ("subject_fusion/", 1.0)),
-    ),
-    loop=dataclasses.replace(TDM.loop, num_steps=3600),
+    data=dataclasses.replace(TEXT.data, max_subjects=2),
+    optimizer=dataclasses.replace(TEXT.optimizer, train=(("unet/", 1.0), ("subject_fusion/", 1.0))),
+    loop=dataclasses.replace(TEXT.loop, num_steps=7000),
     preview=dataclasses.replace(
-        TDM.preview,
+        TEXT.preview,
         prompts=(
             "a woman <|image|> in front of a brick wall",
             "a man <|image|> at the beach",

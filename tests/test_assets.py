@@ -13,12 +13,13 @@ from fd_jax.inference.inputs import make_inputs
 from fd_jax.inference.prompt_file import read_prompt_file
 
 
-def test_the_bundled_prompts_are_usable():
-    requests, bad_lines = read_prompt_file(assets.PROMPTS, traces=True)
+@pytest.mark.parametrize(("file", "alone", "pairs"), [("prompts", 10, 2), ("unseen", 7, 1)])
+def test_the_bundled_prompts_are_usable(file, alone, pairs):
+    requests, bad_lines = read_prompt_file(assets.DEMO / f"{file}.jsonl", traces=True)
     assert bad_lines == []
-    assert [len(request.references) for request in requests].count(1) == 10
-    assert [len(request.references) for request in requests].count(2) == 2
-    assert len({request.seed for request in requests} - {None}) == 12
+    assert [len(request.references) for request in requests].count(1) == alone
+    assert [len(request.references) for request in requests].count(2) == pairs
+    assert len({request.seed for request in requests} - {None}) == alone + pairs
     # Markers are bound to words, and photographs can be read.
     made = make_inputs(
         load_tokenizer(assets.TOKENIZER),
@@ -27,12 +28,19 @@ def test_the_bundled_prompts_are_usable():
         [request.negative_prompt for request in requests],
         subject_resolution=16,
     )
-    assert made.has_subject.sum() == 14
+    assert made.has_subject.sum() == alone + 2 * pairs
 
 
-def test_the_bundled_prompts_are_of_the_bundled_people_in_painted_scenes():
-    requests, _ = read_prompt_file(assets.PROMPTS)
-    nouns = {"P003": "a woman", "P005": "a man", "P006": "a woman", "P007": "a man"}
+NOUNS = {
+    "prompts": {"P003": "a woman", "P005": "a man", "P006": "a woman", "P007": "a man"},
+    "unseen": {"P001": "a woman", "P004": "a woman", "P008": "a man", "P010": "a woman"},
+}
+
+
+@pytest.mark.parametrize("file", NOUNS)
+def test_the_bundled_prompts_are_of_the_bundled_people_in_painted_scenes(file):
+    requests, _ = read_prompt_file(assets.DEMO / f"{file}.jsonl")
+    nouns = NOUNS[file]
     shown, scenes = [], set()
     for request in requests:
         people = [path.stem for [path] in request.references]
@@ -41,7 +49,7 @@ def test_the_bundled_prompts_are_of_the_bundled_people_in_painted_scenes():
         assert request.output.endswith(f"_{scene.name.replace(' ', '_')}.png")
         scenes.add(scene.name)
         shown += people
-    assert len(scenes) == 12
+    assert len(scenes) == len(requests)
     assert all(shown.count(name) >= 2 for name in nouns)
 
 
@@ -58,7 +66,7 @@ def test_the_bundled_models_are_small():
 def test_the_bundled_models_have_checksums():
     files = {str(path.relative_to(assets.DEMO)) for path in assets.DEMO.rglob("*.*")}
     sums = read_json(assets.DEMO / "checksums.json")
-    assert files - sums.keys() == {"README.md", "prompts.jsonl", "checksums.json"}
+    assert files - sums.keys() == {"README.md", "prompts.jsonl", "unseen.jsonl", "checksums.json"}
     check_files(assets.DEMO, "*")
 
 

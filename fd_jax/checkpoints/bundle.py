@@ -2,8 +2,7 @@
 
     python -m fd_jax.checkpoints.bundle SDM_RUN TDM_RUN OUT
 
-The EMA parameters of an SDM and of the TDM that it was initialized from, which share text encoder
-and VAE:
+The EMA parameters of an SDM and of a TDM, which share text encoder and VAE:
 
     OUT/sdm.safetensors   UNet, text encoder, image encoder and subject fusion, named as released
     OUT/tdm.safetensors   UNet
@@ -11,8 +10,8 @@ and VAE:
     OUT/clip              config of the image encoder
     OUT/checksums.json    of all these files, compared when they are read
 
-`open_weights(OUT)` reads it. The tokenizer is CLIP's own, which the package holds. OUT/README.md
-and OUT/prompts.jsonl stay as they are.
+`open_weights(OUT)` reads it. The tokenizer is CLIP's own, which the package holds. README.md and
+the prompt files of OUT stay as they are.
 """
 
 import os
@@ -40,7 +39,7 @@ from fd_jax.types import Params
 
 _SHARED = ("text_encoder", "vae")
 _WRITTEN = {*BUNDLED.values(), "base", "clip", CHECKSUMS_FILE}
-_KEPT = ("README.md", "prompts.jsonl")
+_KEPT = ("README.md", "prompts.jsonl", "unseen.jsonl")
 
 
 def bundle(

@@ -125,7 +125,7 @@ def test_runs_that_do_not_go_together_are_refused(pair, checkpoints, tmp_path):
 def test_the_card_survives_what_else_is_replaced(pair, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    kept = {"README.md": "what these models are", "prompts.jsonl": "{}"}
+    kept = {"README.md": "what these models are", "prompts.jsonl": "{}", "unseen.jsonl": ""}
     for name, text in kept.items():
         (out / name).write_text(text)
     write_bundle(pair["sdm"], pair["tdm"], out, dtype="float32")

@@ -107,7 +107,7 @@ def run(monkeypatch, *arguments):
         (["--sdm", "runs/sdm"], "expected both --sdm and --tdm, or neither"),
         (["--seeds", "0"], "seeds is 0, expected a whole number, 1 or more"),
         (["--max-people", "1"], "max_people is 1"),
-        (["--alpha", "0.7"], "alpha is 0.7 and beta is 0.6"),
+        (["--alpha", "0.7"], "alpha is 0.7 and beta is 0.5"),
         (["--people", "nowhere"], "root nowhere does not exist"),
         (["--judges", "nowhere"], "face recognizer nowhere does not exist"),
     ],
