@@ -1,4 +1,4 @@
-"""The README's first command, `python sample.py --trace`, against the same sampling in PyTorch.
+"""The README's first command with default settings, `python sample.py --trace`, against PyTorch.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/first_command.py          # on the CPU
