@@ -75,6 +75,8 @@ def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
         seed=case.seed,
         num_steps=2,
         solver="dpmsolver++",
+        alpha=given.alpha,
+        beta=given.beta,
         guidance_scale=3.0,
         batch_size=6,
     )
