@@ -305,21 +305,17 @@ class FaceDiffuser:
         pixels = [self.compiled.decode(latents[rows]) for rows in batches]
         return np.concatenate(pixels)[: len(latents)]
 
-    def reconstruct(
-        self, images: UInt8[np.ndarray, "b h w 3"], *, batch_size: int | None = None
-    ) -> Float[np.ndarray, "b h w 3"]:
-        """Encodes and decodes images: what no picture of the UNets can surpass.
+    def reconstruct(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 3"]:
+        """Encodes images and decodes them, which bounds the quality of what the UNets can make.
 
         Args:
-            images: RGB images; height and width are multiples of the VAE's downscale.
-            batch_size: Number of images at a time, by default all.
+            images: One or more RGB images; height and width are multiples of the VAE's downscale.
 
         Returns:
             Images, [b, H, W, 3] float32 in [0, 1].
         """
-        batches = sharding.whole_batches(len(images), batch_size or len(images), self.mesh)
-        pixels = [self.compiled.reconstruct(images[rows]) for rows in batches]
-        return np.concatenate(pixels)[: len(images)]
+        [rows] = sharding.whole_batches(len(images), len(images), self.mesh)
+        return self.compiled.reconstruct(images[rows])[: len(images)]
 
     def embed(
         self, photographs: Sequence[Photograph], *, batch_size: int = 64

@@ -79,7 +79,7 @@ def test_images_are_reconstructed(pipe, wide_pipe):
     expected = pipe.decode(np.asarray(latents))
 
     assert expected.std() > 0.01
-    np.testing.assert_allclose(pipe.reconstruct(images, batch_size=2), expected, atol=1e-5)
+    np.testing.assert_allclose(pipe.reconstruct(images), expected, atol=1e-5)
     np.testing.assert_allclose(wide_pipe.reconstruct(images), expected, atol=1e-5)
 
 
