@@ -34,7 +34,6 @@ from fd_jax.errors import InputError
 Rng = np.random.Generator
 
 _TEST_SHARE = 0.1  # test images per training image
-_TWO = 0.35  # probability of two people
 _PLAIN = 0.5  # probability of the plainest phrase of a scene
 _THREADS = 2
 # Shares of the picture's height, by the number of people.
@@ -166,11 +165,13 @@ def _box(is_person: Bool[np.ndarray, "h w"]) -> list[int]:
     return [int(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
 
 
-def _make(people: People, rng: Rng, number: int, side: int) -> tuple[Scene, Scenery]:
+def _make(
+    people: People, rng: Rng, number: int, side: int, pair_probability: float
+) -> tuple[Scene, Scenery]:
     """Composes image `number`: scenes take turns, people are drawn."""
     scene = SCENES[number % len(SCENES)]
     while True:
-        count = 2 if rng.random() < _TWO else 1
+        count = 2 if rng.random() < pair_probability else 1
         chosen = rng.choice(len(people.people), count, replace=False)
         cutouts = [people.cut(people.people[i]) for i in chosen]
         made = compose(scene, cutouts, rng, side)
@@ -183,6 +184,7 @@ def build(
     out: Path,
     *,
     num_images: int = 12_000,
+    pair_probability: float = 0.35,
     side: int = 128,
     seed: int = 0,
     overwrite: bool = False,
@@ -194,6 +196,7 @@ def build(
         out: Folder to write.
         num_images: Number of images of people who are not on test lists; a tenth as many show
             people of test lists.
+        pair_probability: Probability of two people in an image.
         side: Height and width of the images in pixels.
         seed: Seed of all draws.
         overwrite: Whether to replace a folder that an earlier build wrote.
@@ -204,6 +207,8 @@ def build(
     for name, value, low in (("num_images", num_images, 1), ("side", side, 16), ("seed", seed, 0)):
         if value < low:
             raise InputError(f"{name} is {value}, expected at least {low}")
+    if not 0 <= pair_probability <= 1:
+        raise InputError(f"pair_probability is {pair_probability}, expected 0 to 1")
     out = out.absolute()
     held = {path.name for path in out.iterdir()} if out.exists() else set()
     if held and not overwrite:
@@ -223,7 +228,7 @@ def build(
 
             def write(number: int, people: People = people, split: str = split) -> str:
                 rng = np.random.default_rng([seed, number])
-                scene, made = _make(people, rng, number, side)
+                scene, made = _make(people, rng, number, side, pair_probability)
                 return _write(new, number, scene, made)
 
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -259,6 +264,13 @@ def main() -> None:
     parser.add_argument("people", metavar="PEOPLE", nargs="+", type=Path, help="portraits, masks")
     parser.add_argument("out", metavar="SCENES", type=Path, help="folder to write")
     parser.add_argument("--num-images", type=int, default=12_000, help="(default: 12000)")
+    parser.add_argument(
+        "--pair-probability",
+        type=float,
+        default=0.35,
+        metavar="P",
+        help="probability of two people in an image (default: 0.35)",
+    )
     parser.add_argument("--side", type=int, default=128, help="in pixels (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build")
@@ -268,6 +280,7 @@ def main() -> None:
             a.people,
             a.out,
             num_images=a.num_images,
+            pair_probability=a.pair_probability,
             side=a.side,
             seed=a.seed,
             overwrite=a.overwrite,

@@ -67,6 +67,11 @@ def test_captions_name_one_or_two_people_from_left_to_right(built):
             assert left < right
 
 
+def test_all_images_are_of_pairs_where_that_is_certain(tmp_path):
+    scenes.build([PEOPLE], tmp_path / "out", num_images=10, side=64, pair_probability=1.0)
+    assert {len(record.segments) for record in items(tmp_path / "out", "train")} == {2}
+
+
 def test_masks_are_on_the_people(built):
     for record in items(built, "train")[:6]:
         pixels = decode_image(record.image, record.id)
@@ -255,7 +260,9 @@ def test_an_earlier_build_is_replaced_on_demand(monkeypatch, tmp_path, capsys):
     assert "fd-data check" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_images", 0), ("side", 8), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_images", 0), ("side", 8), ("seed", -1), ("pair_probability", 1.5)]
+)
 def test_numbers_out_of_range_are_refused(tmp_path, name, value):
     with pytest.raises(InputError, match=f"{name} is {value}"):
         scenes.build([PEOPLE], tmp_path / "out", **{name: value})
