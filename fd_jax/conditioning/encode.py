@@ -38,8 +38,8 @@ def augment(
     index: SubjectIndex,
     has_subject: HasSubject,
     weights: Float[Array, "b s p"] | None = None,
-) -> tuple[Context, SubjectEmbeds]:
-    """Returns the context of prompts with their subjects, and the subjects' embeddings.
+) -> Context:
+    """Returns the context of prompts with their subjects.
 
     Args:
         image_encoder: Encodes the subjects.
@@ -51,7 +51,7 @@ def augment(
         weights: Share of each photograph in its subject, see `embed_subjects`.
     """
     embeds = embed_subjects(image_encoder, pixels, weights)
-    return subject_fusion(text, embeds, index, has_subject), embeds
+    return subject_fusion(text, embeds, index, has_subject)
 
 
 def encode(
@@ -81,5 +81,5 @@ def encode(
     # Both prompts of an image are neighbours, so that a sharded batch stays where it is.
     both = text_encoder(jnp.stack([null_ids, input_ids], axis=1).reshape(-1, input_ids.shape[1]))
     null, text = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
-    augmented, _ = augment(image_encoder, subject_fusion, text, pixels, index, has_subject, weights)
+    augmented = augment(image_encoder, subject_fusion, text, pixels, index, has_subject, weights)
     return jnp.stack([null, text, augmented])

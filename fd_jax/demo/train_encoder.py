@@ -4,7 +4,7 @@
 
 PHOTOGRAPHS are portraits with masks in the layout of FFHQ-FastComposer. FOLDER holds OpenCV's
 face_recognition_sface_2021dec.onnx. The first entries of an embedding learn a subject's coarse
-colours (`fd_jax.losses.appearance`), the others the recognizer's embedding, of which they hold as
+colours (`fd_jax.demo.appearance`), the others the recognizer's embedding, of which they hold as
 many principal components as there is room for. OUT becomes a folder for `--init.image-encoder`,
 with averaged parameters, and `log.jsonl`.
 """
@@ -31,12 +31,12 @@ from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.assets import DEMO
 from fd_jax.checkpoints.diffusers import read_config, write_folder
 from fd_jax.conditioning.clip_vision import ImageEncoder
+from fd_jax.demo.appearance import SIZE, appearance
 from fd_jax.demo.painters import backdrop
 from fd_jax.demo.taught_faces import SIDE, TaughtFaces, teach
 from fd_jax.errors import InputError
 from fd_jax.faces.recognizers import Recognizer, load_recognizer
 from fd_jax.files import check_folder
-from fd_jax.losses.appearance import SIZE, appearance
 from fd_jax.networks import Network, make_network
 from fd_jax.params import Flat
 

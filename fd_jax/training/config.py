@@ -31,8 +31,6 @@ class ObjectiveConfig(Config):
     """Weight of the localization loss (sdm)."""
     localization_levels: tuple[str, ...] = localization.LEVELS
     """Levels of the UNet whose cross-attention enters the localization loss."""
-    appearance_weight: Annotated[float, Range(0)] = 0.0
-    """Weight of the appearance loss, for an image encoder trained from scratch (sdm)."""
     min_snr_gamma: Annotated[float, Range(above=0)] | None = None
     """Gamma of min-SNR weighting (arXiv:2303.09556), commonly 5; none by default."""
     timestep_scale: Annotated[float, Range(above=0)] | None = None
@@ -152,8 +150,7 @@ class TrainConfig(Config):
 
     task: str = "sdm"
     """tdm: scenes, from captions alone. sdm: persons, whose photographs augment the caption. vae:
-    the autoencoder alone, for a TDM and an SDM to share. encoder: the image encoder alone, by the
-    appearance loss, for an SDM to be initialized from."""
+    the autoencoder alone, for a TDM and an SDM to share."""
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     model: Annotated[ModelConfig | None, tyro.conf.AvoidSubcommands] = None
     """Architecture to train from scratch; by default that of the checkpoints in `init`."""

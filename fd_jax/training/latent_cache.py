@@ -55,8 +55,7 @@ def check(folder: Path | None, trained: Collection[str], *, needs_images: bool) 
         return
     if needs_images:
         raise InputError(
-            "data.latent_cache is set, expected none: an encoder, an autoencoder or the appearance "
-            "loss is trained on images"
+            "data.latent_cache is set, expected none: an autoencoder is trained on images"
         )
     for part in _ENCODERS:
         if any(path.startswith(f"{part}/") for path in trained):

@@ -77,8 +77,7 @@ def _train(config: TrainConfig, workdir: Path, lock: RunLock) -> int | None:
     if config.loop.preview_every:
         preview = task.preview(config, load_tokenizer(tokenizer_folder), mesh)
     held_out_batches = read_held_out(config.data, config.loop, tokenizer_folder)
-    needs_images = task.needs_images(config.objective)
-    latent_cache.check(config.data.latent_cache, learner.factors, needs_images=needs_images)
+    latent_cache.check(config.data.latent_cache, learner.factors, needs_images=task.needs_images)
 
     checkpoints = RunCheckpoints(
         workdir,

@@ -9,10 +9,10 @@ from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.assets import PEOPLE
 from fd_jax.checkpoints.diffusers import read_config
 from fd_jax.demo import train_encoder
+from fd_jax.demo.appearance import SIZE
 from fd_jax.demo.taught_faces import teach
 from fd_jax.errors import InputError
 from fd_jax.faces.recognizers import unit
-from fd_jax.losses.appearance import SIZE
 
 CONFIG = CLIPVisionConfig(
     hidden_size=16,

@@ -340,15 +340,6 @@ BAD = {
     "resolution": ({"data__resolution": 18}, "resolution is 18, expected a multiple of 4"),
     "pattern": ({"optimizer__train": (("unett/", 1.0),)}, "'unett/' is found in no path"),
     "subjects": ({"task": "sdm"}, "max_subjects is 0"),
-    "subjects of an encoder": ({"task": "encoder"}, "max_subjects is 0"),
-    "preview of an encoder": (
-        {"task": "encoder", "data__max_subjects": 1, "preview__prompts": ("a man",)},
-        "preview is not empty",
-    ),
-    "short embeddings": (
-        {"task": "encoder", "data__max_subjects": 1},
-        r"projection_dim of the image encoder is \d+, expected at least 96",
-    ),
     "references": (
         {"preview__prompts": ("a <|image|>",), "loop__preview_every": 1},
         "0 references",

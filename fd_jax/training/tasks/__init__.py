@@ -4,7 +4,6 @@ from fd_jax.config import nearest
 from fd_jax.errors import InputError
 from fd_jax.training.config import ObjectiveConfig, TrainConfig
 from fd_jax.training.tasks.base import Task
-from fd_jax.training.tasks.encoder import SubjectEncoder
 from fd_jax.training.tasks.sdm import Sdm
 from fd_jax.training.tasks.tdm import Tdm
 from fd_jax.training.tasks.vae import Autoencoder
@@ -13,7 +12,6 @@ TASKS: dict[str, type[Task]] = {
     "tdm": Tdm,
     "sdm": Sdm,
     "vae": Autoencoder,
-    "encoder": SubjectEncoder,
 }
 
 

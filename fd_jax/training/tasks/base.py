@@ -110,10 +110,8 @@ SUBJECT_OBJECTIVE = (
     "absent",
     "localization_weight",
     "localization_levels",
-    "appearance_weight",
 )
 NOISE_OBJECTIVE = ("min_snr_gamma", "timestep_scale", "prediction_type")
-IMAGE_OBJECTIVE = ("reconstruction_weight", "divergence_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +138,13 @@ class Task(abc.ABC):
     """Parts that stay frozen where training is initialized from a checkpoint that has them."""
     unused_objective: ClassVar[tuple[str, ...]] = ()
     """Fields of the objective that have no effect."""
+    needs_images: ClassVar[bool] = True
+    """Whether the loss reads images, which a latent cache does not hold."""
 
     @classmethod
     @abc.abstractmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:
         """Raises InputError if the task cannot be trained with these settings."""
-
-    @classmethod
-    def needs_images(cls, objective: ObjectiveConfig) -> bool:
-        """Returns whether the loss reads images, which a latent cache does not hold."""
-        return True
 
     @abc.abstractmethod
     def loss(
@@ -201,7 +196,6 @@ class Task(abc.ABC):
         weights: Mapping[str, float] = {
             "denoising_loss": 1.0,
             "localization_loss": self.objective.localization_weight,
-            "appearance_loss": self.objective.appearance_weight,
             "reconstruction_loss": self.objective.reconstruction_weight,
             "divergence": self.objective.divergence_weight,
         }

@@ -12,10 +12,9 @@ from fd_jax.config import nearest
 from fd_jax.data.captions import Tokenizer
 from fd_jax.errors import InputError
 from fd_jax.inference.inputs import SamplingInputs
-from fd_jax.losses.appearance import appearance_loss
 from fd_jax.losses.denoising import latent_diffusion_loss, loss_mask
 from fd_jax.losses.localization import localization_loss
-from fd_jax.training.config import ObjectiveConfig, TrainConfig
+from fd_jax.training.config import TrainConfig
 from fd_jax.training.tasks.base import (
     Draws,
     Inputs,
@@ -26,20 +25,20 @@ from fd_jax.training.tasks.base import (
     encode_posterior,
     sample_posterior,
 )
-from fd_jax.training.tasks.encoder import check_embedding_size
 from fd_jax.training.tasks.preview import PromptPreview
-from fd_jax.types import Context, Params, SubjectEmbeds
+from fd_jax.types import Context, Params
 
 
 class Sdm(Task):
     """Denoises images given captions whose words for persons are augmented by photographs.
 
     Loss of arXiv:2311.10329: the denoising loss, in some batches within the subjects' masks alone,
-    and the localization loss. An image encoder trained from scratch adds the appearance loss.
+    and the localization loss.
     """
 
     parts = ("unet", "vae", "text_encoder", "image_encoder", "subject_fusion")
     frozen_if_given = ("vae",)  # TDM and SDM sample together only if they share it
+    needs_images = False
 
     @classmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:
@@ -48,12 +47,6 @@ class Sdm(Task):
             raise InputError("data.max_subjects is 0, expected at least 1 for an sdm")
         if config.objective.localization_weight > 0:
             check_levels(config.objective.localization_levels, architecture.unet.attending_levels)
-        if config.objective.appearance_weight > 0:
-            check_embedding_size(architecture.image_encoder.projection_dim)
-
-    @classmethod
-    def needs_images(cls, objective: ObjectiveConfig) -> bool:
-        return objective.appearance_weight > 0
 
     def loss(
         self, params: dict[str, Params], inputs: Inputs, draws: Draws
@@ -63,7 +56,7 @@ class Sdm(Task):
         posterior = encode_posterior(vae, inputs)
         latents = sample_posterior(posterior, draws) * vae.config.scaling_factor
         text = self.encode_text(params, inputs)
-        context, subjects = self._augment(params, text, inputs)
+        context = self._augment(params, text, inputs)
         localizes = objective.localization_weight > 0
         denoising, maps = latent_diffusion_loss(
             self.networks.unet.bind(params["unet"]),
@@ -81,10 +74,6 @@ class Sdm(Task):
             losses["localization_loss"] = localization_loss(
                 maps, inputs.subject_masks, inputs.subject_token_index, inputs.has_subject
             )
-        if objective.appearance_weight > 0:
-            losses["appearance_loss"] = appearance_loss(
-                subjects, inputs.images, inputs.subject_masks, inputs.has_subject
-            )
         if self.trains_vae:
             losses |= autoencoder_losses(vae, posterior, latents, inputs.images)
         return self.total(losses)
@@ -95,10 +84,8 @@ class Sdm(Task):
             return None
         return PromptPreview(self, self._contexts, config, tokenizer, mesh, mode="delayed")
 
-    def _augment(
-        self, params: dict[str, Params], text: Context, inputs: Any
-    ) -> tuple[Context, SubjectEmbeds]:
-        """Writes the subjects into their words; returns the context and their embeddings.
+    def _augment(self, params: dict[str, Params], text: Context, inputs: Any) -> Context:
+        """Returns the context whose words for persons are augmented by photographs.
 
         Args:
             params: Parameters by part.
@@ -128,7 +115,7 @@ class Sdm(Task):
         """Returns the contexts of no text, of the prompt, and of the prompt with its subjects."""
         encode = self.networks.text_encoder.bind(params["text_encoder"])
         text = encode(inputs.input_ids)
-        augmented, _ = self._augment(params, text, inputs)
+        augmented = self._augment(params, text, inputs)
         return jnp.stack([encode(inputs.null_ids), text, augmented])
 
 

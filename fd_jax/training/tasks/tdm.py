@@ -8,7 +8,7 @@ from fd_jax.architecture import Architecture
 from fd_jax.data.captions import Tokenizer
 from fd_jax.inference.inputs import SamplingInputs
 from fd_jax.losses.denoising import latent_diffusion_loss
-from fd_jax.training.config import ObjectiveConfig, TrainConfig
+from fd_jax.training.config import TrainConfig
 from fd_jax.training.tasks.base import (
     SUBJECT_OBJECTIVE,
     Draws,
@@ -30,14 +30,11 @@ class Tdm(Task):
     parts = ("unet", "vae", "text_encoder")
     frozen_if_given = ("vae",)  # TDM and SDM sample together only if they share it
     unused_objective = SUBJECT_OBJECTIVE
+    needs_images = False
 
     @classmethod
     def check(cls, config: TrainConfig, architecture: Architecture) -> None:
         """Accepts all settings."""
-
-    @classmethod
-    def needs_images(cls, objective: ObjectiveConfig) -> bool:
-        return False
 
     def loss(
         self, params: dict[str, Params], inputs: Inputs, draws: Draws

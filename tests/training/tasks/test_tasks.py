@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +9,9 @@ from fd_jax.schedule import ScheduleConfig, alphas_cumprod
 from fd_jax.training.config import ObjectiveConfig
 from fd_jax.training.tasks import unused_settings
 from fd_jax.training.tasks.base import Batch, to_inputs
-from fd_jax.training.tasks.encoder import check_embedding_size
 from fd_jax.training.tasks.sdm import check_levels
 from tests.helpers.modules import fast_jit
-from tests.helpers.networks import TINY
-from tests.helpers.training import make_config, make_task, random_batch, random_leaves, to_jax
+from tests.helpers.training import make_config, make_task, random_batch, to_jax
 
 KEY = jax.random.key(1)
 
@@ -183,42 +179,13 @@ def test_levels_must_have_cross_attention():
     check_levels(("mid_block",), ("down_blocks.0", "mid_block"))
 
 
-WIDE = TINY._replace(
-    text_encoder=dataclasses.replace(TINY.text_encoder, hidden_size=96),
-    image_encoder=dataclasses.replace(TINY.image_encoder, projection_dim=96),
-    unet=dataclasses.replace(TINY.unet, cross_attention_dim=96),
-)
-
-
-@pytest.mark.slow
-def test_an_encoder_alone_needs_nothing_else():
-    """Its loss is the SDM's appearance loss."""
-    leaves = random_leaves(WIDE)
-    encoder = {path: leaf for path, leaf in leaves.items() if path.startswith("image_encoder/")}
-    batch = random_batch(3)
-    alone = losses(encoder, batch, "encoder", architecture=WIDE)
-    assert set(alone) == {"loss"}
-    plain = losses(leaves, batch, architecture=WIDE)
-    both = losses(leaves, batch, architecture=WIDE, appearance_weight=2.0)
-    assert both["appearance_loss"] == pytest.approx(alone["loss"], rel=1e-5)
-    assert both["loss"] == pytest.approx(plain["loss"] + 2 * alone["loss"], rel=1e-5)
-    assert "appearance_loss" not in plain
-
-
-def test_short_embeddings_are_refused():
-    check_embedding_size(96)
-    with pytest.raises(InputError, match="projection_dim of the image encoder is 95"):
-        check_embedding_size(95)
-
-
 @pytest.mark.parametrize(
     ("task", "objective", "unused"),
     [
         ("tdm", {"localization_weight": 0.1, "min_snr_gamma": 5.0}, ["localization_weight"]),
         ("tdm", {"mask_probability": 0.1, "absent": "released"}, ["mask_probability", "absent"]),
-        ("sdm", {"localization_weight": 0.1, "appearance_weight": 1.0}, []),
+        ("sdm", {"localization_weight": 0.1, "timestep_scale": 0.5}, []),
         ("vae", {"timestep_scale": 0.5, "divergence_weight": 0.1}, ["timestep_scale"]),
-        ("encoder", {"divergence_weight": 0.1}, ["divergence_weight"]),
     ],
 )
 def test_settings_without_an_effect_are_named(task, objective, unused):

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fd_jax.losses.appearance import SIZE, appearance, appearance_loss
+from fd_jax.demo.appearance import SIZE, appearance
 from tests.helpers.modules import normal
 
 
@@ -40,15 +40,3 @@ def test_frequencies_are_those_of_a_cosine():
     assert found[2] == pytest.approx(2.5 * (1 + 1.5 * 2) * np.sqrt(2) / 2, rel=1e-4)
     found[2] = 0
     np.testing.assert_allclose(found, 0, atol=1e-5)
-
-
-def test_the_loss_is_the_error_of_subjects_that_there_are():
-    image, mask = scene(3, 5)
-    masks = jnp.concatenate([mask, jnp.zeros_like(mask)], axis=1)
-    wanted = appearance(image, masks)
-    embeds = jnp.concatenate([wanted + 0.5, jnp.full((1, 2, 4), 9.0)], axis=-1)
-    embeds = embeds.at[:, 1].set(jnp.nan_to_num(embeds[:, 1]) + 7)
-    one = appearance_loss(embeds, image, masks, jnp.array([[True, False]]))
-    none = appearance_loss(embeds, image, masks, jnp.array([[False, False]]))
-    np.testing.assert_allclose(one, [0.25], rtol=1e-5)
-    np.testing.assert_array_equal(none, [0])

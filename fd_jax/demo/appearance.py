@@ -1,10 +1,10 @@
-"""Auxiliary loss: an image encoder trained from scratch predicts its subject's coarse colours."""
+"""Coarse colours of subjects, which an image encoder trained from scratch learns to predict."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fd_jax.types import HasSubject, Images, SubjectEmbeds
+from fd_jax.types import Images
 
 _LUMA = 8  # frequencies per axis of the brightness
 _CHROMA = 4  # frequencies per axis of each colour difference
@@ -14,31 +14,16 @@ _GRID = 16  # cells per axis of a subject's box
 SubjectMasks = Float[Array, "b s h w"]
 
 
-def appearance_loss(
-    embeds: SubjectEmbeds, image: Images, masks: SubjectMasks, has_subject: HasSubject
-) -> Float[Array, " b"]:
-    """Returns each sample's mean squared error of its subjects' embeddings.
-
-    The denoising loss alone trains such an encoder late: as long as the UNet ignores the
-    embeddings they do not improve, and it ignores them as long as they carry no information.
-
-    Args:
-        embeds: Embeddings of the subjects' photographs. The first `SIZE` entries are compared.
-        image: Image of the subjects, [-1, 1].
-        masks: Subject masks, 0 or 1, at the image's size.
-        has_subject: True where a subject is present; absent ones count 0.
-    """
-    error = embeds[..., :SIZE].astype(jnp.float32) - appearance(image, masks)
-    loss = jnp.mean(error**2, axis=-1) * has_subject
-    return loss.sum(axis=1) / jnp.maximum(has_subject.sum(axis=1), 1)
-
-
 def appearance(image: Images, masks: SubjectMasks) -> Float[Array, "b s 96"]:
     """Returns the low frequencies of each subject's colours, with roughly unit variance.
 
     As in JPEG, restricted to the subject: the box of its mask is divided into a grid of cells; the
     mean colour of its pixels in each cell (0 without any) is split into brightness and two colour
     differences, and each of the three planes is cosine-transformed.
+
+    Args:
+        image: Image of the subjects, [-1, 1].
+        masks: Subject masks, 0 or 1, at the image's size.
     """
     rows, columns = _cells(masks.max(axis=3)), _cells(masks.max(axis=2))
     covered = jnp.einsum("bsyh,bshw,bsxw->bsyx", rows, masks, columns)
