@@ -1,12 +1,14 @@
 """The SDM of the bundled models: persons, from their photographs.
 
     python train.py --config configs/demo_sdm.py --workdir runs/demo_sdm --data.root SCENES \
-        --init.checkpoint runs/demo_text --init.image-encoder ENCODER --data.latent-cache CACHE
+        --init.checkpoint runs/demo_text --init.image-encoder ENCODER
 
-It is initialized from the run of the text encoder, which stays as it is and which the TDM shares,
-and from what `python -m fd_jax.demo.train_encoder` writes. Crops are not augmented: that would
-change what tells faces apart. The learning rate is constant, so that the run may end at any
-checkpoint.
+It is initialized from the run of the text encoder and from what
+`python -m fd_jax.demo.train_encoder` writes. The text encoder trains on, and the TDM shares it
+afterwards: from `demo_text` its embeddings of the first and of the second "man" of a caption are
+nearly equal, and a UNet that cannot tell them apart puts two people in places of their own choice.
+Crops are not augmented: that would change what tells faces apart. The learning rate is constant,
+so that the run may end at any checkpoint.
 """
 
 import dataclasses
@@ -23,11 +25,14 @@ CONFIG = dataclasses.replace(
     objective=ObjectiveConfig(
         prediction_type="v_prediction",
         mask_probability=0.5,
-        localization_weight=1e-2,
+        localization_weight=5e-2,
         localization_levels=("down_blocks.2", "up_blocks.0"),  # grids of 8 x 8
     ),
     data=dataclasses.replace(TEXT.data, max_subjects=2),
-    optimizer=dataclasses.replace(TEXT.optimizer, train=(("unet/", 1.0), ("subject_fusion/", 1.0))),
+    optimizer=dataclasses.replace(
+        TEXT.optimizer,
+        train=(("unet/", 1.0), ("subject_fusion/", 1.0), ("text_encoder/", 1.0)),
+    ),
     loop=dataclasses.replace(TEXT.loop, num_steps=7000),
     preview=dataclasses.replace(
         TEXT.preview,

@@ -4,8 +4,8 @@
         --init.checkpoint runs/demo_sdm --data.latent-cache CACHE
 
 It is initialized from the SDM, which has learned the scenes too, and needs few steps to make of
-them a model of captions alone. The learning rate is constant, so that the run may end at any
-checkpoint.
+them a model of captions alone. It keeps the SDM's text encoder as it is. The learning rate is
+constant, so that the run may end at any checkpoint.
 """
 
 import dataclasses

@@ -4,8 +4,7 @@
         --init.checkpoint runs/demo_vae
 
 The UNet predicts v (arXiv:2202.00512), whose loss weighs high noise more: there a small model
-learns colours and layout. After this run the text encoder stays as it is, so that SDM and TDM can
-be trained from a latent cache, which holds its embeddings of all captions.
+learns colours and layout. The text encoder trains on with the SDM.
 """
 
 import dataclasses

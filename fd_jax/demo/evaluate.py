@@ -66,7 +66,7 @@ class Arguments(Config):
     """Steps of the solver."""
     solver: Solver = "dpmsolver++"
     """Solver of the diffusion ODE."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 4.0
     """Scale of classifier-free guidance; 1 disables it."""
     tdm_cache_interval: int = 1
     """Evaluations of the TDM between two of its whole UNet (DeepCache); 1 for all whole."""

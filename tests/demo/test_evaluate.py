@@ -77,7 +77,7 @@ def test_the_pictures_are_those_of_the_sampler(evaluated, pair):
         solver="dpmsolver++",
         alpha=given.alpha,
         beta=given.beta,
-        guidance_scale=3.0,
+        guidance_scale=4.0,
         batch_size=6,
     )
 

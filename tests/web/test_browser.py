@@ -26,7 +26,7 @@ MINUTE = 60_000
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    options = ["--alpha=0.2", "--beta=0.5", "--guidance-scale=3", "--sizes", "1", "4", "16"]
+    options = ["--alpha=0.2", "--beta=0.5", "--guidance-scale=4", "--sizes", "1", "4", "16"]
     with serving(tmp_path_factory.mktemp("server"), *options) as (port, _):
         yield f"http://127.0.0.1:{port}"
 
