@@ -82,7 +82,7 @@ def _upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
     objective = dict(settings.get("objective") or {})
     if "kind" in objective:
         settings["task"] = objective.pop("kind")
-        if not objective.get("appearance_weight"):  # a loss that is no more
+        if not objective.get("appearance_weight"):  # of the appearance loss, removed
             objective.pop("appearance_weight", None)
         settings["objective"] = objective
     return settings
