@@ -166,7 +166,7 @@ def train(
     """Trains an image encoder and writes it.
 
     Args:
-        roots: Portraits with masks. People of the test split, if there are any, are held out.
+        roots: Portraits with masks, of train and test split. People of the latter are held out.
         out: Folder to write.
         recognizer: Teacher.
         config: Architecture.
