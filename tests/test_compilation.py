@@ -37,12 +37,17 @@ def test_other_programs_are_compiled_as_ever():
     assert compiler_options(gpu, jnp.float32) == {}
 
 
+def test_vectors_are_as_wide_as_the_cpu_has_them():
+    assert compiler_options(CPU, jnp.float32)["xla_cpu_prefer_vector_width"] == "512"
+
+
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, asked_anew):
-    monkeypatch.setattr(compilation, "_WITHOUT_YNNPACK", {"xla_no_such_option": ""})
-    assert compiler_options(CPU, jnp.float32) == {}
+    known = "xla_backend_optimization_level"
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_no_such_option": "", known: "1"})
+    assert compiler_options(CPU, jnp.float32) == {known: "1"}
 
 
 def test_another_refusal_of_the_compiler_is_not_hidden(monkeypatch, asked_anew):
-    monkeypatch.setattr(compilation, "_WITHOUT_YNNPACK", {"xla_backend_optimization_level": "x"})
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_backend_optimization_level": "x"})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_backend_optimization_level"):
         compiler_options(CPU, jnp.float32)

@@ -13,7 +13,8 @@ from fd_jax.errors import InputError
 AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn", "flash"]
 
 
-QUERY_BLOCK = 256  # queries per block of the chunked implementations
+QUERY_BLOCK = 256  # queries per block of `chunked`
+CPU_BLOCK = 2 * 1024 * 1024  # probabilities per block of `by_head`, 8 MB
 _FLASH_BLOCK = 512  # queries and keys per block; larger blocks take no less memory
 _FLASH_MIN_BLOCK = 128
 _LARGE = 1024 * 1024  # queries times keys that are not held at once if that can be avoided
@@ -50,11 +51,11 @@ def attention(
         k: Keys.
         v: Values.
         kind: Implementation. `plain` holds all q * k probabilities; `chunked` those of a block of
-            queries; `by_head` those of a block, head and row, which is fastest on a CPU, but
-            gathers a sharded batch; `cudnn` none (GPU, 16-bit floats); `flash` none (TPU, bfloat16,
-            lengths that are multiples of 128). `flash` has to know the mesh that shards a batch,
-            see `sharding.on_mesh`. `auto` picks one for the devices that the function is compiled
-            for.
+            queries; `by_head` those of a few heads and a block of queries, as many as a CPU caches,
+            which is fastest there, but gathers a sharded batch; `cudnn` none (GPU, 16-bit floats);
+            `flash` none (TPU, bfloat16, lengths that are multiples of 128). `flash` has to know the
+            mesh that shards a batch, see `sharding.on_mesh`. `auto` picks one for the devices that
+            the function is compiled for.
 
     Raises:
         InputError: The kind is unknown, or its kernel does not accept the arrays.
@@ -196,10 +197,10 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
     return y.swapaxes(1, 2)
 
 
-def _in_blocks(x: Array, axis: int) -> Array:
+def _in_blocks(x: Array, axis: int, max_size: int) -> Array:
     """Moves blocks along `axis` to the front, the last one padded with zeros."""
     length = x.shape[axis]
-    num_blocks = -(-length // QUERY_BLOCK)
+    num_blocks = -(-length // max_size)
     size = -(-length // num_blocks)
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, num_blocks * size - length)
@@ -212,28 +213,40 @@ def _chunked(q: Array, k: Array, v: Array) -> Array:
         return apply_attention(attention_probs(q, k), v)
 
     # [blocks b q h d], then the blocks of a query axis side by side again.
-    out = jax.lax.map(jax.checkpoint(block), _in_blocks(q, axis=1))
+    out = jax.lax.map(jax.checkpoint(block), _in_blocks(q, 1, QUERY_BLOCK))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, : q.shape[1]]
 
 
 def _by_head(q: Array, k: Array, v: Array) -> Array:
     b, length, heads, dim = q.shape
+    queries, group = _cpu_block(b * heads, length, k.shape[1])
 
-    def flatten(x: Array) -> Array:
-        return x.swapaxes(1, 2).reshape(b * heads, -1, x.shape[-1])
+    def grouped(x: Array) -> Array:
+        return x.swapaxes(1, 2).reshape(-1, group, x.shape[1], dim)
 
-    def head(qkv: tuple[Array, Array, Array]) -> Array:
+    def attend(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv
+        # Beside the values a one, whose product is the sum of the exponentials.
+        v = jnp.pad(v.swapaxes(1, 2), ((0, 0), (0, 1), (0, 0)), constant_values=1)
 
         def block(q: Array) -> Array:
             # Keys by queries: a CPU reduces over the first axis vector by vector.
-            logits = jnp.matmul(k, q.T, preferred_element_type=jnp.float32)
-            # Normalized after the product: fewer divisions by a factor of keys / dim.
-            exp = jnp.exp(logits - logits.max(axis=0, keepdims=True))
-            out = jnp.matmul(v.T, exp.astype(v.dtype), preferred_element_type=jnp.float32)
-            return (out / exp.sum(axis=0, keepdims=True)).astype(v.dtype).T
+            logits = jnp.einsum("gkd,gqd->gkq", k, q, preferred_element_type=jnp.float32)
+            largest = jax.lax.stop_gradient(logits.max(axis=1, keepdims=True))
+            exp = jnp.exp(logits - largest).astype(v.dtype)
+            out = jnp.einsum("gdk,gkq->gdq", v, exp, preferred_element_type=jnp.float32)
+            return (out[:, :dim] / out[:, dim:]).astype(v.dtype).swapaxes(1, 2)
 
-        return jax.lax.map(jax.checkpoint(block), _in_blocks(q, axis=0)).reshape(-1, dim)
+        # [blocks g q d], then the blocks side by side again.
+        out = jax.lax.map(jax.checkpoint(block), _in_blocks(q, 1, queries))
+        return jnp.moveaxis(out, 0, 1).reshape(group, -1, dim)[:, :length]
 
-    out = jax.lax.map(head, (flatten(q * dim**-0.5), flatten(k), flatten(v)))
-    return out[:, :length].reshape(b, heads, length, dim).swapaxes(1, 2)
+    out = jax.lax.map(attend, (grouped(q * dim**-0.5), grouped(k), grouped(v)))
+    return out.reshape(b, heads, length, dim).swapaxes(1, 2)
+
+
+def _cpu_block(heads: int, queries: int, keys: int) -> tuple[int, int]:
+    """Returns how many queries and heads a block has: two heads if possible, one a core."""
+    block = max(1, min(queries, CPU_BLOCK // (2 * keys)))
+    fitting = [n for n in range(1, heads + 1) if heads % n == 0 and n * block * keys <= CPU_BLOCK]
+    return block, max(fitting, default=1)

@@ -34,8 +34,9 @@ def relative_error(got, want):
 
 @every_blocked_kind
 @pytest.mark.parametrize("queries", [1, 256, 257, 1100])
-def test_blocks_change_nothing(kind, queries):
-    q, k, v = qkv(3, queries, 7, 5, 4)
+def test_blocks_change_nothing(kind, queries, monkeypatch):
+    monkeypatch.setattr(module, "CPU_BLOCK", 2048)  # up to 146 queries of two heads
+    q, k, v = qkv(4, queries, 7, 5, 4)
 
     got = attention(q, k, v, kind=kind)
 
@@ -45,8 +46,9 @@ def test_blocks_change_nothing(kind, queries):
 @every_blocked_kind
 @pytest.mark.parametrize("queries", [8, 23])
 def test_blocks_change_no_gradient(kind, queries, monkeypatch):
-    monkeypatch.setattr("fd_jax.ops.attention.QUERY_BLOCK", 8)
-    arrays = qkv(3, queries, 7, 5, 4)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(module, "CPU_BLOCK", 2 * 7 * 8)
+    arrays = qkv(4, queries, 7, 5, 4)
     weights = normal(arrays[0].shape)
 
     def gradients(kind):
@@ -59,6 +61,20 @@ def test_blocks_change_no_gradient(kind, queries, monkeypatch):
 
     for got, want in zip(gradients(kind), gradients("plain"), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "block"),
+    [
+        (16, 4096, 4096, (256, 2)),
+        (15, 4096, 4096, (256, 1)),
+        (16, 4096, 77, (4096, 4)),
+        (16, 64, 77, (64, 16)),
+        (1, 10, 10**7, (1, 1)),
+    ],
+)
+def test_a_block_on_a_cpu_is_as_large_as_the_cache(heads, queries, keys, block):
+    assert module._cpu_block(heads, queries, keys) == block
 
 
 @pytest.mark.parametrize("kind", ["plain", "chunked", "by_head"])
