@@ -34,7 +34,7 @@ MODEL = ModelConfig(
         projection_dim=144,
     ),
 )
-COMPUTE = ComputeConfig(dtype="float32", attention="plain")
+COMPUTE = ComputeConfig(dtype="float32")
 DATA = DataConfig(
     batch_size=16,
     resolution=64,

@@ -31,7 +31,7 @@ MODEL = ModelConfig(
         projection_dim=96,
     ),
 )
-COMPUTE = ComputeConfig(dtype="float32", attention="plain")
+COMPUTE = ComputeConfig(dtype="float32")
 LOOP = LoopConfig(
     num_steps=1500,
     seed=0,
