@@ -112,17 +112,19 @@ def flax_unet(configs: Architecture) -> Callable[[], np.ndarray]:
     return lambda: np.asarray(call(weights, *args))
 
 
-def unet_peer(name: str) -> Callable[[], np.ndarray]:
-    """One call of the Stable Diffusion 1.5 UNet, batch 2, float32, by one of the peers."""
+def unet_peer(name: str, dtype: str) -> Callable[[], np.ndarray]:
+    """One call of the Stable Diffusion 1.5 UNet, batch 2, by one of the peers."""
     if name == "fd_jax":
-        call, args = our_unet(Architecture())
-        return lambda: np.asarray(call(*args))
-    return (their_unet if name == "PyTorch diffusers" else flax_unet)(Architecture())
+        call, args = our_unet(Architecture(), dtype)
+        return lambda: np.asarray(call(*args), np.float32)
+    if name == "PyTorch diffusers":
+        return their_unet(Architecture(), dtype)
+    return flax_unet(Architecture())
 
 
-def time_unet_peer(name: str, out: str) -> None:
+def time_unet_peer(name: str, dtype: str, out: str) -> None:
     """Writes seconds per call, and what the call returns."""
-    call = unet_peer(name)
+    call = unet_peer(name, dtype)
     result, seconds = call(), []
     for _ in range(2):
         begin = time.perf_counter()
@@ -131,24 +133,24 @@ def time_unet_peer(name: str, out: str) -> None:
     np.savez(out, seconds=seconds, result=result)
 
 
-def compare_unet(rounds: int) -> None:
+def compare_unet(peers: tuple[str, ...], dtype: str, rounds: int) -> None:
     """The peers in turn, each in a process of its own.
 
     Together they would hold the weights several times over, with three thread pools side by side.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in UNET_PEERS}
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            for name in UNET_PEERS:
+            for name in peers:
                 out = str(Path(folder, "peer.npz"))
-                command = [sys.executable, __file__, "--unet-peer", name, out]
+                command = [sys.executable, __file__, "--unet-peer", name, dtype, out]
                 subprocess.run(command, check=True)
                 with np.load(out) as found:
                     seconds[name] += found["seconds"].tolist()
                     results[name] = found["result"]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    show("one Stable Diffusion 1.5 UNet call, batch 2, 64 x 64 latents, float32", medians)
+    show(f"one Stable Diffusion 1.5 UNet call, batch 2, 64 x 64 latents, {dtype}", medians)
     error = relative(results["fd_jax"], results["PyTorch diffusers"])
     print(f"  relative L2 difference of fd_jax to PyTorch: {error:.1e}")
 
@@ -253,13 +255,18 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
-    parser.add_argument("--unet-peer", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="only the UNet call, in bfloat16, with PyTorch"
+    )
+    parser.add_argument("--unet-peer", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.unet_peer:
         return time_unet_peer(*arguments.unet_peer)
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}")
-    compare_unet(arguments.rounds)
+    if arguments.bfloat16:
+        return compare_unet(UNET_PEERS[:2], "bfloat16", arguments.rounds)
+    compare_unet(UNET_PEERS, "float32", arguments.rounds)
     compare_sampling(CONFIGS, [1, 4], 32, arguments.rounds)
 
 
