@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.ahead_of_time import PROGRAMS
-from benchmarks.devices import open_target
+from benchmarks.ahead_of_time import PROGRAMS, reserved_gb
+from benchmarks.devices import Device, open_target
 from benchmarks.hlo import HLO
 from fd_jax import sharding
 from fd_jax.ops.attention import attention
@@ -53,6 +53,16 @@ def report(request):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout) | {"platform": platform}
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [({"capability": 90}, 85.5), (None, 73.0)])
+def test_a_gpu_reserves_all_temporaries(gpu, expected):
+    """Gaps between them count, on a TPU only what is live at once."""
+    found = {"peak_gb": 73.0, "argument_gb": 15.25, "temp_gb": 70.25}
+    device = Device(85e9, 3e12, 1e15, gpu)
+
+    assert reserved_gb(found, device) == expected
+    assert reserved_gb({}, device) == 0  # traced, not compiled
 
 
 MESHES = """
