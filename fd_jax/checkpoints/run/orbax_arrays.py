@@ -1,6 +1,7 @@
 """Arrays by name in a folder, as Orbax writes them: read whole or in part onto any devices."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,8 @@ def _begin(
 
 def _place(pieces: Mapping[array_checksums.Box, np.ndarray], target: jax.ShapeDtypeStruct) -> Array:
     values = {place: np.asarray(piece, target.dtype) for place, piece in pieces.items()}
-
-    def value_at(index: Any) -> np.ndarray:
-        return values[array_checksums.box(index, target.shape)]
-
-    return jax.make_array_from_callback(target.shape, target.sharding, value_at)
+    box = partial(array_checksums.box, shape=target.shape)
+    return jax.make_array_from_callback(target.shape, target.sharding, lambda at: values[box(at)])
 
 
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

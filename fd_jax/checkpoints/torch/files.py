@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import ml_dtypes
@@ -175,23 +176,25 @@ def _open_index(path: Path) -> dict[str, LazyTensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    def lazy_tensor(name: str) -> LazyTensor:
-        def load() -> np.ndarray:
-            with file_errors(f"{path}: tensor {name!r}"):
-                return file.get_tensor(name)
-
-        header = file.get_slice(name)
-        dtype = _SAFETENSORS_DTYPES.get(header.get_dtype())
-        if dtype is None:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is {header.get_dtype()}, expected one of "
-                f"{', '.join(_SAFETENSORS_DTYPES)}"
-            )
-        return LazyTensor(name, tuple(header.get_shape()), dtype, load)
-
     with file_errors(f"{path}: damaged or truncated safetensors file"):
         file = safetensors.safe_open(path, framework="np")
-        return {name: lazy_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return {name: _lazy_tensor(file, name, path) for name in file.keys()}  # noqa: SIM118
+
+
+def _lazy_tensor(file: safetensors.safe_open, name: str, path: Path) -> LazyTensor:
+    header = file.get_slice(name)
+    dtype = _SAFETENSORS_DTYPES.get(header.get_dtype())
+    if dtype is None:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is {header.get_dtype()}, expected one of "
+            f"{', '.join(_SAFETENSORS_DTYPES)}"
+        )
+    return LazyTensor(name, tuple(header.get_shape()), dtype, partial(_read, file, name, path))
+
+
+def _read(file: safetensors.safe_open, name: str, path: Path) -> np.ndarray:
+    with file_errors(f"{path}: tensor {name!r}"):
+        return file.get_tensor(name)
 
 
 _OPENERS = {"index": _open_index, "safetensors": _open_safetensors, "torch": open_torch}

@@ -7,6 +7,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -151,17 +152,23 @@ def _lazy_tensor(archive: _Archive, name: object, tensor: object) -> LazyTensor:
         if size < needed:
             raise ValueError(f"{entry!r} has {size} bytes, expected {needed}")
 
-    def load() -> np.ndarray:
-        with file_errors(where):
-            flat = np.frombuffer(archive.read(entry, size), storage.dtype, storage.numel)
-        if not all(shape):
-            return np.empty(shape, storage.dtype)
-        # The stride of an axis of length 1 means nothing, and may be more than numpy can take.
-        steps = [step * itemsize if n > 1 else 0 for n, step in zip(shape, strides, strict=True)]
-        view = np.lib.stride_tricks.as_strided
-        return view(flat[tensor.offset :], shape, steps, writeable=False)
+    return LazyTensor(name, shape, storage.dtype, partial(_load, archive, tensor, where))
 
-    return LazyTensor(name, shape, storage.dtype, load)
+
+def _load(archive: _Archive, tensor: _Tensor, where: str) -> np.ndarray:
+    """Reads a tensor that `_lazy_tensor` has accepted."""
+    storage, shape = tensor.storage, tensor.shape
+    entry = f"data/{storage.key}"
+    with file_errors(where):
+        content = archive.read(entry, archive.size(entry))
+        flat = np.frombuffer(content, storage.dtype, storage.numel)
+    if not all(shape):
+        return np.empty(shape, storage.dtype)
+    # The stride of an axis of length 1 means nothing, and may be more than numpy can take.
+    lengths = zip(shape, tensor.strides, strict=True)
+    steps = [step * storage.dtype.itemsize if n > 1 else 0 for n, step in lengths]
+    view = np.lib.stride_tricks.as_strided
+    return view(flat[tensor.offset :], shape, steps, writeable=False)
 
 
 @dataclasses.dataclass(frozen=True)

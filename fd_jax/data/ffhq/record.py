@@ -105,18 +105,15 @@ def _segment(entry: Any, caption: str, name: str) -> Segment:
     def integer(key: str) -> int:
         return require(key, _is_int32(entry.get(key)), "a whole number of 32 bits")
 
-    def is_box(box: Any) -> bool:
-        return isinstance(box, list) and len(box) == 4 and all(map(_is_int32, box))
-
     bbox, face = entry.get("bbox"), entry.get("face")
     if face is not None:
-        is_face = is_box(face) and face[0] < face[2] and face[1] < face[3]
+        is_face = _is_box(face) and face[0] < face[2] and face[1] < face[3]
         face = tuple(require("face", is_face, "four whole numbers x1 < x2, y1 < y2"))
     number, end = integer("id"), integer("end")
     start = integer("start") if "start" in entry else _start_of_word(caption, end)
     return Segment(
         id=number,
-        bbox=tuple(require("bbox", is_box(bbox), "four whole numbers x1, y1, x2, y2")),
+        bbox=tuple(require("bbox", _is_box(bbox), "four whole numbers x1, y1, x2, y2")),
         start=start,
         end=end,
         coco_label=require("coco_label", _is_text(entry.get("coco_label")), "a string"),
@@ -126,6 +123,10 @@ def _segment(entry: Any, caption: str, name: str) -> Segment:
 
 def _is_int32(value: Any) -> bool:
     return type(value) is int and -(2**31) <= value < 2**31
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_int32, value))
 
 
 def _start_of_word(caption: str, end: int) -> int:
