@@ -207,7 +207,15 @@ def test_latents(trajectory):
     assert relative(latents[0], channels_last(golden["latents"][-1])) < 1e-4
 
 
-@pytest.mark.parametrize("trajectory", ["sample_ddim_one"], indirect=True)
+@pytest.mark.parametrize(
+    "trajectory",
+    [
+        pytest.param("sample_ddim", marks=pytest.mark.slow),
+        "sample_ddim_one",
+        pytest.param("sample_pndm", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_latents_from_photographs(trajectory, golden_pipe):
     """Of these some pixels may differ by a level, as in `test_requests`."""
     golden, arguments, _, _ = trajectory
