@@ -16,8 +16,6 @@ from tests.helpers.training import make_task, random_batch
 
 TRAIN = (("unet/", 1.0), ("subject_fusion/", 1.0), ("image_encoder/layers/-1/", 0.5))
 CONFIG = OptimizerConfig(learning_rate=1e-5, train=TRAIN)
-# The backend's own optimizations only cost time here.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, remat="none"):
@@ -35,7 +33,7 @@ def run(leaves, *, config=CONFIG, devices=1, fsdp=1, steps=2, accumulation=1, re
     # Without the mask's coin, which two seeds might draw alike.
     task = make_task(remat=remat, mask_probability=1.0)
     step = make_train_step(task, optimizer, mesh, ema_decay=0.9, accumulation=accumulation)
-    step = jax.jit(step, out_shardings=(layout, None), compiler_options=QUICK)
+    step = jax.jit(step, out_shardings=(layout, None))
     metrics = []
     for i in range(steps):
         batch = to_batch(random_batch(8, seed=i).examples, mesh)
@@ -121,7 +119,7 @@ def test_held_out_losses_do_not_depend_on_the_devices(leaves):
     found = []
     for devices in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        measure = jax.jit(make_eval_step(make_task(), mesh), compiler_options=QUICK)
+        measure = jax.jit(make_eval_step(make_task(), mesh))
         batch = to_batch(random_batch(8).examples, mesh)
         on_mesh = sharding.to_mesh(leaves, sharding.replicated(mesh))
         metrics = measure(on_mesh, {}, batch, jax.random.key(0))
