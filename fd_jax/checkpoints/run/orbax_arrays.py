@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -127,7 +127,10 @@ def _begin(
 def _place(pieces: Mapping[array_checksums.Box, np.ndarray], target: jax.ShapeDtypeStruct) -> Array:
     values = {place: np.asarray(piece, target.dtype) for place, piece in pieces.items()}
     box = partial(array_checksums.box, shape=target.shape)
-    return jax.make_array_from_callback(target.shape, target.sharding, lambda at: values[box(at)])
+    # JAX's types allow an index of None, which no array has.
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda at: values[box(cast(Any, at))]
+    )
 
 
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
