@@ -31,6 +31,13 @@ def test_float32_on_a_cpu_is_computed_without_ynnpack():
     assert "__ynn_fusion" not in program(compiler_options=compiler_options(CPU, jnp.float32))
 
 
+def test_only_sums_are_left_to_ynnpack_where_gradients_are_computed():
+    options = compiler_options(CPU, jnp.float32, has_gradients=True)
+    assert "__ynn_fusion" not in program(compiler_options=options)
+    total = jax.jit(lambda x: x.sum(axis=0), compiler_options=options).lower(X).compile()
+    assert "__ynn_fusion" in total.as_text()
+
+
 def test_other_programs_are_compiled_as_ever():
     gpu = mock.Mock(jax.sharding.Mesh, devices=np.array([mock.Mock(platform="gpu")]))
     assert compiler_options(CPU, jnp.bfloat16) == {}
@@ -39,6 +46,8 @@ def test_other_programs_are_compiled_as_ever():
 
 def test_the_compiler_knows_all_options():
     assert compiler_options(CPU, jnp.float32) == compilation._CPU_OPTIONS
+    gradients = compiler_options(CPU, jnp.float32, has_gradients=True)
+    assert gradients == compilation._CPU_GRADIENT_OPTIONS
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, asked_anew):

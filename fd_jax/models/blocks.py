@@ -8,6 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fd_jax.ops.convolution import convolution
+
 
 def group_norm(channels: int, groups: int, eps: float, **kwargs) -> nnx.GroupNorm:
     """Creates a group normalization with statistics in float32, in two passes as in PyTorch."""
@@ -17,7 +19,7 @@ def group_norm(channels: int, groups: int, eps: float, **kwargs) -> nnx.GroupNor
 
 
 # Padding as in PyTorch: at stride 2, Flax's default pads one side alone.
-conv3x3 = partial(nnx.Conv, kernel_size=(3, 3), padding=1)
+conv3x3 = partial(nnx.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolution)
 conv1x1 = partial(nnx.Conv, kernel_size=(1, 1), padding=0)
 
 

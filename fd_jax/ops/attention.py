@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from fd_jax.errors import InputError
+from fd_jax.ops.devices import devices_traced_for
 
 AttentionKind = Literal["auto", "plain", "chunked", "by_head", "cudnn", "flash"]
 
@@ -109,16 +110,13 @@ def check_kind(kind: str) -> None:
 
 def _fastest(q: Array, k: Array) -> AttentionKind:
     """Returns the fastest implementation that accepts the arrays on the devices traced for."""
-    mesh = jax.sharding.get_abstract_mesh()
-    platform, num_devices = jax.default_backend(), jax.device_count()
-    if not mesh.empty:
-        # Ahead-of-time compilation: ask the mesh, as the host may lack the target devices.
-        platform, num_devices = mesh.abstract_device.platform, mesh.size
+    platform, num_devices = devices_traced_for()
     size = q.shape[1] * k.shape[1]
     if platform == "gpu" and _refusal("cudnn", q, k) is None:
         return "cudnn"
     is_tpu = platform == "tpu" and q.dtype == jnp.bfloat16  # float32 products are shortened there
     if is_tpu and size >= _LARGE and _refusal("flash", q, k) is None:
+        mesh = jax.sharding.get_abstract_mesh()
         is_sharded = not mesh.empty and q.shape[0] % num_devices == 0
         if num_devices == 1 or is_sharded:
             return "flash"

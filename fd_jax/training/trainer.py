@@ -220,7 +220,7 @@ def jit_train_step(
         accumulation=config.compute.accumulation,
     )
     out_shardings = (sharding.shardings(state, mesh), sharding.replicated(mesh))
-    options = compiler_options(mesh, learner.task.networks.dtype)
+    options = compiler_options(mesh, learner.task.networks.dtype, has_gradients=True)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 

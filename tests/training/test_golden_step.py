@@ -76,7 +76,9 @@ def step(request, goldens, model):
     trained = {path: leaves[path] for path in names}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in names}
 
-    @functools.partial(jax.jit, compiler_options=compiler_options(MESH, jnp.float32))
+    options = compiler_options(MESH, jnp.float32, has_gradients=True)
+
+    @functools.partial(jax.jit, compiler_options=options)
     def gradient(trained, frozen, inputs, draws):
         def loss(trained):
             return task.loss(params.nested(trained | frozen), inputs, draws)
