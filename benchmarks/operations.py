@@ -25,6 +25,7 @@ from fd_jax import sharding
 from fd_jax.compilation import compiler_options
 from fd_jax.models.blocks import group_norm
 from fd_jax.ops.attention import attention
+from fd_jax.ops.convolution import convolution
 
 BATCH, HEADS, TOKENS = 2, 8, 77
 CHANNELS = {64: 320, 32: 640, 16: 1280, 8: 1280}  # of levels, by their height
@@ -79,13 +80,8 @@ def convolutions() -> Iterator[Operation]:
         x, kernel = normal(BATCH, side, side, c_in), normal(size, size, c_in, c_out)
 
         def ours(x, kernel, stride=stride):
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (stride, stride),
-                padding=((1, 1), (1, 1)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            padding, layout = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+            return convolution(x, kernel, (stride, stride), padding, dimension_numbers=layout)
 
         def theirs(x, kernel, stride=stride):
             return F.conv2d(x, kernel, stride=stride, padding=1)
