@@ -6,14 +6,14 @@ from flax import nnx
 
 from fd_jax.architecture import CLIPTextConfig
 from fd_jax.conditioning.clip_text import TextEncoder
-from tests.helpers.modules import build, fast_jit, split
+from tests.helpers.modules import build, split
 
 CONFIG = CLIPTextConfig(
     hidden_size=12, intermediate_size=20, num_layers=2, num_heads=3, vocab_size=60, max_length=9
 )
 TOKENS = jnp.array([[58, 3, 17, 5, 59, 59, 59], [58, 20, 21, 22, 23, 24, 59]])
 
-encode = fast_jit(lambda encoder, tokens: encoder(tokens))
+encode = jax.jit(lambda encoder, tokens: encoder(tokens))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_tokens_see_only_what_comes_before():
     graphdef, params = split(TextEncoder, CONFIG)
     tokens = jnp.arange(6)[None]  # all different, so that each has an embedding to itself
 
-    @fast_jit
+    @jax.jit
     @jax.jacobian
     def jacobian(embedding):
         encoder = nnx.merge(graphdef, params | {"token_embedding": {"embedding": embedding}})

@@ -6,7 +6,7 @@ import pytest
 from fd_jax.architecture import CLIPVisionConfig
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.ops.layers import resize
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 CONFIG = CLIPVisionConfig(
     hidden_size=10,
@@ -19,7 +19,7 @@ CONFIG = CLIPVisionConfig(
 )
 PIXELS = jax.nn.sigmoid(normal((2, 12, 12, 3)))
 
-encode = fast_jit(lambda encoder, pixels: encoder(pixels))
+encode = jax.jit(lambda encoder, pixels: encoder(pixels))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fd_jax.conditioning.clip_text import TextEncoder
 from fd_jax.conditioning.clip_vision import ImageEncoder
 from fd_jax.conditioning.encode import embed_subjects, encode
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 TEXT = CLIPTextConfig(
     hidden_size=6, intermediate_size=8, num_layers=1, num_heads=2, vocab_size=40, max_length=5
@@ -37,7 +37,7 @@ def networks():
     return build(TextEncoder, TEXT), build(ImageEncoder, VISION), build(SubjectFusion, 6)
 
 
-run = fast_jit(lambda networks, requests: encode(*networks, **requests))
+run = jax.jit(lambda networks, requests: encode(*networks, **requests))
 
 
 def test_three_contexts(networks):
@@ -45,7 +45,7 @@ def test_three_contexts(networks):
     contexts = run(networks, REQUESTS)
 
     assert contexts.shape == (3, 3, 5, 6)
-    alone = fast_jit(lambda networks, tokens: networks[0](tokens))
+    alone = jax.jit(lambda networks, tokens: networks[0](tokens))
     for which, name in ((NULL, "null_ids"), (PROMPT, "input_ids")):
         np.testing.assert_allclose(contexts[which], alone(networks, REQUESTS[name]), atol=1e-5)
     changed = jnp.any(contexts[AUGMENTED] != contexts[PROMPT], axis=-1)
@@ -84,7 +84,7 @@ def test_photographs_of_a_subject_are_averaged(networks):
     """By their weights; those without weight change nothing."""
     pixels = np.concatenate([REQUESTS["pixels"], REQUESTS["pixels"][:, ::-1]], axis=1)
     weights = np.array([[[0.25, 0.75], [1, 0]]] * 3, np.float32)
-    embed = fast_jit(lambda networks, *inputs: embed_subjects(networks[1], *inputs))
+    embed = jax.jit(lambda networks, *inputs: embed_subjects(networks[1], *inputs))
 
     found, single = embed(networks, pixels, weights), embed(networks, pixels)
 
@@ -93,12 +93,12 @@ def test_photographs_of_a_subject_are_averaged(networks):
 
 
 def test_photographs_keep_their_subject(networks):
-    embeds = fast_jit(lambda networks, pixels: embed_subjects(networks[1], pixels))(
+    embeds = jax.jit(lambda networks, pixels: embed_subjects(networks[1], pixels))(
         networks, REQUESTS["pixels"]
     )
 
     assert embeds.shape == (3, 2, 6)
-    alone = fast_jit(lambda networks, pixels: networks[1](pixels))
+    alone = jax.jit(lambda networks, pixels: networks[1](pixels))
     for s in range(2):
         np.testing.assert_allclose(
             embeds[:, s], alone(networks, REQUESTS["pixels"][:, s]), rtol=1e-4, atol=1e-5

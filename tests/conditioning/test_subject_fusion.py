@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from fd_jax.conditioning.subject_fusion import SubjectFusion
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 TEXT, SUBJECTS = normal((2, 7, 6)), normal((2, 3, 6), 1)
 INDEX = jnp.array([[1, 4, 0], [5, 2, 3]])
 PRESENT = jnp.array([[True, True, False], [True, False, False]])
 
-fuse = fast_jit(lambda fusion, *arrays: fusion(*arrays))
+fuse = jax.jit(lambda fusion, *arrays: fusion(*arrays))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_gradients_reach_the_present_subjects_alone(fusion):
     def loss(text, subjects):
         return jnp.square(fusion(text, subjects, INDEX, PRESENT)).sum()
 
-    text, subjects = fast_jit(jax.grad(loss, argnums=(0, 1)))(TEXT, SUBJECTS)
+    text, subjects = jax.jit(jax.grad(loss, argnums=(0, 1)))(TEXT, SUBJECTS)
 
     np.testing.assert_array_equal(jnp.any(subjects != 0, axis=-1), PRESENT)
     np.testing.assert_allclose(text[1, 6], 2 * TEXT[1, 6])

@@ -12,9 +12,6 @@ from jax.typing import DTypeLike
 
 from tests.helpers.untrained import random_params
 
-# Halves the time to compile; tests run each function once or twice.
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Draws standard normal numbers."""

@@ -5,7 +5,7 @@ import pytest
 
 from fd_jax.models.attention import Attention, FeedForward, Transformer
 from fd_jax.ops.attention import QUERY_BLOCK
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def transformer():
     return build(Transformer, 6, 10, num_heads=2, groups=3, kind="chunked", dtype=jnp.float32)
 
 
-call = fast_jit(lambda module, *arrays: module(*arrays)[0])
-call_with_map = fast_jit(lambda module, *arrays: module(*arrays, return_map=True))
+call = jax.jit(lambda module, *arrays: module(*arrays)[0])
+call_with_map = jax.jit(lambda module, *arrays: module(*arrays, return_map=True))
 
 
 def test_the_map_is_what_the_values_are_weighed_with(attention):
@@ -98,7 +98,7 @@ def test_feed_forward_is_gated_by_the_exact_gelu(gate):
     layer.proj_out.kernel[...] = np.eye(12)[:, :3]
     layer.proj_out.bias[...] = np.zeros(3)
 
-    y = fast_jit(lambda layer, x: layer(x))(layer, jnp.ones((1, 1, 3)))
+    y = jax.jit(lambda layer, x: layer(x))(layer, jnp.ones((1, 1, 3)))
 
     # The normal distribution function of 1 is 0.8413447; the tanh approximation has 0.8411920.
     gelu = {-30.0: 0, 0.0: 0, 1.0: 0.8413447, 30.0: 30}[gate]

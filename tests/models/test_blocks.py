@@ -1,17 +1,18 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from fd_jax.models.blocks import ResBlock, conv3x3, group_norm, upsample
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 
 def make_block(out_channels=4, time_dim=5):
     return build(ResBlock, 4, out_channels, time_dim, groups=2, eps=1e-5, dtype=jnp.float32)
 
 
-call = fast_jit(lambda module, *arrays: module(*arrays))
+call = jax.jit(lambda module, *arrays: module(*arrays))
 
 
 def test_residual_block_without_its_last_layer_is_the_identity():
@@ -77,7 +78,7 @@ def test_convolution_with_stride_looks_to_both_sides():
 def test_upsampling_repeats_pixels():
     x = normal((2, 3, 5, 4))
 
-    y = fast_jit(upsample)(x)
+    y = jax.jit(upsample)(x)
 
     assert y.shape == (2, 6, 10, 4)
     for i in (0, 1):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from fd_jax.architecture import UNetConfig
 from fd_jax.models.unet import UNet
-from tests.helpers.modules import build, fast_jit, normal, split
+from tests.helpers.modules import build, normal, split
 
 CONFIG = UNetConfig(
     block_out_channels=(8, 16),
@@ -39,7 +39,7 @@ def unet():
 @pytest.fixture(scope="module")
 def predict(unet):
     graphdef, params = unet
-    run = fast_jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+    run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
     return lambda *inputs: run(params, *inputs)
 
 
@@ -47,7 +47,7 @@ def predict(unet):
 def seen(unet):
     """Noise and maps of all levels."""
     graphdef, params = unet
-    return fast_jit(lambda params: nnx.merge(graphdef, params).with_maps(X, T, CONTEXT, LEVELS))(
+    return jax.jit(lambda params: nnx.merge(graphdef, params).with_maps(X, T, CONTEXT, LEVELS))(
         params
     )
 
@@ -69,7 +69,7 @@ def test_own_deep_features_give_the_same_noise(unet, predict):
     """What the top makes of the features of the same inputs is what the whole UNet predicts."""
     graphdef, params = unet
 
-    @fast_jit
+    @jax.jit
     def run(params):
         model = nnx.merge(graphdef, params)
         eps, features = model.with_features(X, T, CONTEXT)
@@ -86,7 +86,7 @@ def test_own_deep_features_give_the_same_noise(unet, predict):
 def test_noise_from_deep_features_depends_on_all_inputs(unet):
     graphdef, params = unet
     features = normal((3, 6, 10, 8), 2)
-    run = fast_jit(lambda params, *inputs: nnx.merge(graphdef, params).from_features(*inputs))
+    run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params).from_features(*inputs))
     inputs = X, T, CONTEXT, features
     eps = run(params, *inputs)
 
@@ -176,7 +176,7 @@ def test_every_pixel_reaches_every_pixel(predict):
 
 def test_bfloat16_is_close():
     """The output is float32 whatever the computation is in."""
-    run = fast_jit(lambda unet: unet(X, T, CONTEXT))
+    run = jax.jit(lambda unet: unet(X, T, CONTEXT))
 
     low, high = (run(build(UNet, SMALL, dtype=dtype)) for dtype in (jnp.bfloat16, jnp.float32))
 
@@ -189,7 +189,7 @@ def test_gradients_flow_through_maps():
     """Parameters before the map have a gradient, parameters behind it have none."""
     graphdef, params = split(UNet, SMALL)
 
-    @fast_jit
+    @jax.jit
     @jax.grad
     def gradients(params):
         _, maps = nnx.merge(graphdef, params).with_maps(X, T, CONTEXT, ("down_blocks.0",))
@@ -213,7 +213,7 @@ def test_a_second_call_traces_nothing(unet):
     graphdef, params = unet
     traces = []
 
-    @fast_jit
+    @jax.jit
     def run(params, x):
         traces.append(x)
         return nnx.merge(graphdef, params).time_embedding(x)

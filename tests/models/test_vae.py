@@ -5,14 +5,14 @@ import pytest
 
 from fd_jax.architecture import VAEConfig
 from fd_jax.models.vae import VAE
-from tests.helpers.modules import build, fast_jit, normal
+from tests.helpers.modules import build, normal
 
 SIZES = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
 CONFIG = VAEConfig(**SIZES)
 IMAGES, LATENTS = jnp.tanh(normal((2, 8, 12, 3))), normal((2, 4, 6, 4), 1)
 
-encode = fast_jit(lambda vae, images: vae.encode(images))
-decode = fast_jit(lambda vae, latents: vae.decode(latents))
+encode = jax.jit(lambda vae, images: vae.encode(images))
+decode = jax.jit(lambda vae, latents: vae.decode(latents))
 
 
 @pytest.fixture

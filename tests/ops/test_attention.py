@@ -11,7 +11,7 @@ from fd_jax import sharding
 from fd_jax.errors import InputError
 from fd_jax.ops import attention as module
 from fd_jax.ops.attention import attention, attention_probs, check_kind
-from tests.helpers.modules import fast_jit, normal
+from tests.helpers.modules import normal
 
 every_blocked_kind = pytest.mark.parametrize("kind", ["chunked", "by_head"])
 
@@ -23,8 +23,8 @@ def qkv(batch, queries, keys, heads, dim, dtype=jnp.float32):
     return [x.astype(dtype) for x in (3 * q, k, v)]
 
 
-attention = functools.partial(fast_jit, static_argnames="kind")(attention)
-attention_probs = fast_jit(attention_probs)
+attention = functools.partial(jax.jit, static_argnames="kind")(attention)
+attention_probs = jax.jit(attention_probs)
 
 
 def relative_error(got, want):
@@ -52,7 +52,7 @@ def test_blocks_change_no_gradient(kind, queries, monkeypatch):
     weights = normal(arrays[0].shape)
 
     def gradients(kind):
-        @fast_jit
+        @jax.jit
         @functools.partial(jax.grad, argnums=(0, 1, 2))
         def gradients(q, k, v):
             return jnp.sum(weights * module.attention(q, k, v, kind=kind))

@@ -12,7 +12,7 @@ from fd_jax.sampling.guidance import as_eps, guided, guided_reusing
 from fd_jax.sampling.solvers import SolverState, init_state, solver_step
 from fd_jax.sampling.stages import SamplerConfig, make_steps, pad_steps
 from fd_jax.schedule import ScheduleConfig, alphas_cumprod
-from tests.helpers.modules import fast_jit, normal
+from tests.helpers.modules import normal
 
 X, CONTEXTS = normal((2, 6, 9, 4)), normal((3, 2, 5, 7), 1)
 GUIDANCE = jnp.float32(5)
@@ -41,9 +41,7 @@ def stand_in(weight):
 TDM, SDM = stand_in(0.7), stand_in(1.3)
 
 
-@functools.partial(
-    fast_jit, static_argnames=("tdm", "sdm", "trace", "smoothing", "prediction_type")
-)
+@functools.partial(jax.jit, static_argnames=("tdm", "sdm", "trace", "smoothing", "prediction_type"))
 def jitted(state, contexts, steps, *, tdm, sdm, prediction_type="epsilon", **static):
     schedule = ScheduleConfig(prediction_type=prediction_type)
     tdm, sdm = (guided(as_eps(model, schedule), GUIDANCE) for model in (tdm, sdm))
@@ -273,7 +271,7 @@ def test_numbers_compile_nothing():
     """One program for all borders, modes, weights, guidances and solvers of as many rows."""
     traces = []
 
-    @fast_jit
+    @jax.jit
     def run(steps, guidance):
         traces.append(steps)
         tdm, sdm = (guided(as_eps(model, ScheduleConfig()), guidance) for model in (TDM, SDM))
@@ -336,7 +334,7 @@ class Deep:
 DEEP_TDM, DEEP_SDM = Deep(0.7), Deep(1.3)
 
 
-@functools.partial(fast_jit, static_argnames="trace")
+@functools.partial(jax.jit, static_argnames="trace")
 def jitted_reusing(state, contexts, steps, trace=False):
     tdm, sdm = (guided_reusing(deep, ScheduleConfig(), GUIDANCE) for deep in (DEEP_TDM, DEEP_SDM))
     return sample(tdm, sdm, state, contexts, steps, trace=trace)

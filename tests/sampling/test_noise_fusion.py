@@ -1,11 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fd_jax.sampling import noise_fusion
-from tests.helpers.modules import fast_jit, normal
+from tests.helpers.modules import normal
 
-saliency = fast_jit(noise_fusion.saliency, static_argnames="smoothing")
+saliency = jax.jit(noise_fusion.saliency, static_argnames="smoothing")
 every_smoothing = pytest.mark.parametrize("smoothing", ["box", "gaussian"])
 RESPONSE = 3 * normal((2, 6, 9, 4))
 

@@ -21,7 +21,7 @@ from fd_jax.sampling.stages import (
     pad_steps,
 )
 from fd_jax.schedule import ScheduleConfig
-from tests.helpers.modules import fast_jit, normal
+from tests.helpers.modules import normal
 
 
 def steps_of(**settings):
@@ -231,7 +231,7 @@ def test_settings_are_documented():
         assert field.default is not dataclasses.MISSING
 
 
-@fast_jit
+@jax.jit
 def scan(x, rows):
     def body(state, row):
         return solver_step(state, jnp.sin(state.x), row), None

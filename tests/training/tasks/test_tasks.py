@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,29 +12,33 @@ from fd_jax.training.config import ObjectiveConfig
 from fd_jax.training.tasks import unused_settings
 from fd_jax.training.tasks.base import Batch, to_inputs
 from fd_jax.training.tasks.sdm import check_levels
-from tests.helpers.modules import fast_jit
 from tests.helpers.training import make_config, make_task, random_batch, to_jax
 
 KEY = jax.random.key(1)
 
 
-def losses(leaves, batch, name="sdm", *, use_mask=None, **settings):
+@functools.cache
+def loss_of(name, **settings):
+    """Returns the losses of a task as a function, compiled once for all tests."""
     task = make_task(name, **settings)
 
-    @fast_jit
-    def run(leaves, batch, key):
-        draws = task.draw(key, batch)
-        if use_mask is not None:
-            draws = draws._replace(use_mask=jnp.array(use_mask))
+    @jax.jit
+    def run(leaves, batch, key, use_mask):
+        draws = task.draw(key, batch)._replace(use_mask=use_mask)
         return task.loss(params.nested(leaves), to_inputs(batch.examples), draws)[1]
 
-    return {name: float(value) for name, value in run(leaves, to_jax(batch), KEY).items()}
+    return run
+
+
+def losses(leaves, batch, name="sdm", *, use_mask=False, **settings):
+    found = loss_of(name, **settings)(leaves, to_jax(batch), KEY, jnp.array(use_mask))
+    return {name: float(value) for name, value in found.items()}
 
 
 def gradients(leaves, batch, name="sdm", **settings):
     task = make_task(name, **settings)
 
-    @fast_jit
+    @jax.jit
     def run(leaves, batch, key):
         draws = task.draw(key, batch)
 
@@ -88,7 +94,7 @@ def test_a_scale_of_no_timesteps_is_refused():
 
 
 def test_the_parts_add_up(leaves):
-    found = losses(leaves, random_batch(4), localization_weight=0.5)
+    found = losses(leaves, random_batch(3), localization_weight=0.5)
     assert found["loss"] == pytest.approx(
         found["denoising_loss"] + 0.5 * found["localization_loss"], rel=1e-6
     )
@@ -121,7 +127,7 @@ def test_samples_without_subjects_in_masked_batches(leaves):
 
 @pytest.mark.parametrize("settings", [{"min_snr_gamma": 0.05}, {"prediction_type": "v_prediction"}])
 def test_weights_and_targets_change_the_denoising_loss_alone(leaves, settings):
-    batch = random_batch(4)
+    batch = random_batch(3)
     plain, other = losses(leaves, batch), losses(leaves, batch, **settings)
     assert other["denoising_loss"] != pytest.approx(plain["denoising_loss"], rel=1e-3)
     assert other["localization_loss"] == pytest.approx(plain["localization_loss"], rel=1e-4)
@@ -165,7 +171,7 @@ def test_the_spread_of_latents_is_that_before_scaling(leaves):
     draws = task.draw(KEY, to_jax(batch))
     vae = task.networks.vae.bind(params.nested(to_jax(leaves))["vae"])
     assert vae.config.scaling_factor != 1
-    mean, logvar = fast_jit(vae.encode)(to_inputs(to_jax(batch).examples).image)
+    mean, logvar = jax.jit(vae.encode)(to_inputs(to_jax(batch).examples).image)
     expected = np.std(mean + np.exp(logvar / 2) * draws.posterior_noise)
     found = losses(leaves, batch, "vae")["latent_std"]
     assert found == pytest.approx(float(expected), rel=1e-4)
