@@ -11,8 +11,8 @@ from fd_jax.ops.devices import devices_traced_for
 
 # Where Winograd's algorithm is faster on a CPU. Its arrays are four times as large as the input and
 # the output: with fewer channels they take longer than the products that they save, and with more
-# pixels, which only the VAE has, they take gigabytes. With fewer pixels transforming the kernel
-# takes longer.
+# pixels, as of the VAE or a large batch, they take gigabytes. With fewer pixels transforming the
+# kernel takes longer.
 _MIN_CHANNELS = 256
 _MIN_PIXELS = 2048
 _MAX_PIXELS = 65536
